@@ -1,0 +1,8 @@
+"""Miti-DETR for Detectron2: DETR with one extra path from a layer's input to its output."""
+
+from . import modeling  # registers the meta-architecture, the transformer and the backbone builder
+from .config import add_miti_detr_config
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "add_miti_detr_config", "modeling"]

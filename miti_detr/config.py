@@ -1,0 +1,104 @@
+"""Configuration keys that Miti-DETR adds to Detectron2's.
+
+The keys below ``MODEL.DETR`` that the published Detectron2 wrapper of DETR has keep their names
+and defaults, so that its YAML files load here with only ``MODEL.META_ARCHITECTURE`` changed
+(facebookresearch/detr ``d2/detr/config.py`` at 29901c5).
+"""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_miti_detr_config(cfg: CN) -> None:
+    """Add the keys of Miti-DETR, with their defaults, to a Detectron2 config.
+
+    Args:
+        cfg: the config of :func:`detectron2.config.get_cfg`; changed in place.
+    """
+    _add_model_keys(cfg)
+    _add_solver_keys(cfg)
+    _add_data_keys(cfg)
+
+
+def _add_model_keys(cfg: CN) -> None:
+    cfg.MODEL.DETR = CN()
+    detr = cfg.MODEL.DETR
+
+    # --- the layer residual (the one switch between DETR and Miti-DETR) ---
+    # Where the input of a transformer layer joins its output:
+    #   none        DETR
+    #   before_norm Miti-DETR as published: joins the last sum, before the last LayerNorm
+    #   after_norm  Miti-DETR by equation (6) of the paper: added to the finished layer
+    detr.LAYER_RESIDUAL = "before_norm"
+    # Which stacks have it: both | encoder | decoder
+    detr.LAYER_RESIDUAL_IN = "both"
+
+    # --- transformer ---
+    detr.TRANSFORMER_NAME = "ResidualTransformer"  # a name in TRANSFORMER_REGISTRY
+    detr.HIDDEN_DIM = 256  # width C of the tokens
+    detr.NHEADS = 8  # attention heads; must divide HIDDEN_DIM
+    detr.ENC_LAYERS = 6
+    detr.DEC_LAYERS = 6
+    detr.DIM_FEEDFORWARD = 2048  # width of the hidden layer of the feed-forward network
+    # Probability; in attention weights, after each sub-layer, in the feed-forward network
+    detr.DROPOUT = 0.1
+    detr.PRE_NORM = False  # True: LayerNorm before each sub-layer instead of after it
+
+    # --- set prediction ---
+    detr.NUM_CLASSES = 80  # K; "no object" is index K of the logits
+    # Q; an image with more objects than that cannot be fully detected
+    detr.NUM_OBJECT_QUERIES = 100
+    # Backbone output that becomes the tokens, as a list of one name; empty: the output with the
+    # largest stride
+    detr.IN_FEATURES = []
+    detr.POSITION_EMBEDDING = "sine"  # sine | learned
+    # Feature cells that count as image inside a padded batch:
+    #   ceil     the first ceil(size / stride) rows and columns (Detectron2 wrapper of DETR)
+    #   nearest  nearest-neighbour resize of the pixel mask (main repository of DETR)
+    detr.PADDING_MASK = "ceil"
+    # Batches are padded to a multiple of this many pixels in height and width. 0: to the largest
+    # image, as published. Few distinct shapes make CPU and compiled runs faster.
+    detr.SIZE_BUCKETS = 0
+
+    # --- set loss ---
+    # Weight of the classification loss, and of the class probability in the matching cost
+    detr.CLASS_WEIGHT = 1.0
+    detr.L1_WEIGHT = 5.0  # the same for the L1 distance of the boxes
+    detr.GIOU_WEIGHT = 2.0  # the same for the generalised IoU
+    detr.NO_OBJECT_WEIGHT = 0.1  # class weight of "no object" in the cross-entropy
+    detr.DEEP_SUPERVISION = True  # losses on every decoder layer, not the last one alone
+    # Only for YAML files of the wrapper: its mask training, which is not part of this project
+    detr.FROZEN_WEIGHTS = ""
+
+    # --- weights ---
+    # Layer residual that MODEL.WEIGHTS was trained with: none | before_norm | after_norm.
+    # "": as the file records it; a file without a record is taken as none (DETR)
+    detr.WEIGHTS_RESIDUAL = ""
+    # Read weights that need more than tensors and plain values. Such a file can run any code:
+    # only for files whose origin you trust
+    cfg.MODEL.TRUST_WEIGHTS = False
+
+
+def _add_solver_keys(cfg: CN) -> None:
+    cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW | SGD
+    # Learning rate of the backbone relative to BASE_LR; 0 freezes it
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Schedule in passes over the training data. > 0: replaces MAX_ITER, by the real length of
+    # DATASETS.TRAIN
+    cfg.SOLVER.EPOCHS = 0
+    # Epochs after which the learning rate is multiplied by GAMMA; replaces STEPS when EPOCHS > 0
+    cfg.SOLVER.EPOCH_STEPS = ()
+    cfg.SOLVER.AMP.PRECISION = "float16"  # float16 | bfloat16; with SOLVER.AMP.ENABLED
+
+
+def _add_data_keys(cfg: CN) -> None:
+    # COCO-format data sets to register: a list of [name, annotation json, image folder]
+    cfg.DATASETS.COCO_FORMAT = []
+    # What to do with a faulty annotation (empty box, unknown category): error | drop
+    cfg.DATASETS.BAD_ANNOTATIONS = "error"
+    # Shortest edges (pixels) to which an image is resized before the random crop of INPUT.CROP
+    cfg.INPUT.CROP.MIN_SIZE_BEFORE = (400, 500, 600)
+    # Probability of taking the path with the crop
+    cfg.INPUT.CROP.PROBABILITY = 0.5
+    cfg.TEST.IMS_PER_BATCH = 1  # images per batch of evaluation, in each process
+    # Evaluate with faster-coco-eval where it is installed; the numbers are those of pycocotools
+    cfg.TEST.FAST_COCO_EVAL = True

@@ -1,0 +1,71 @@
+"""Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``, batch first."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention by ``scaled_dot_product_attention``; no attention weights are kept.
+
+    State-dict keys and initialisation are those of ``torch.nn.MultiheadAttention`` (one packed
+    (3C, C) input projection), so that published checkpoints fit and start alike.
+    """
+
+    def __init__(self, d_model: int, nhead: int, *, dropout: float = 0.0) -> None:
+        """Make attention of width C = ``d_model``.
+
+        Raises:
+            ValueError: if ``nhead`` does not divide ``d_model``.
+        """
+        super().__init__()
+        if d_model % nhead:
+            raise ValueError(f"width {d_model} is not divisible by {nhead} attention heads")
+        self.nhead = nhead
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+        self.out_proj = nn.Linear(d_model, d_model)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (N, Lq, C).
+            key: (N, Lk, C); the same object as ``query`` in self-attention saves a product.
+            value: (N, Lk, C).
+            mask: broadcastable to (N, heads, Lq, Lk): bool with **True = may attend**, or float,
+                added to the logits.
+
+        Returns:
+            (N, Lq, C).
+        """
+        d_model = self.out_proj.in_features
+        q, k = self._project_query_key(query, key)
+        v = F.linear(value, self.in_proj_weight[2 * d_model :], self.in_proj_bias[2 * d_model :])
+        attended = F.scaled_dot_product_attention(
+            self._split_heads(q),
+            self._split_heads(k),
+            self._split_heads(v),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _project_query_key(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        d_model = self.out_proj.in_features
+        weight, bias = self.in_proj_weight[: 2 * d_model], self.in_proj_bias[: 2 * d_model]
+        if query is key:
+            q, k = F.linear(query, weight, bias).chunk(2, dim=-1)
+            return q, k
+        return (
+            F.linear(query, weight[:d_model], bias[:d_model]),
+            F.linear(key, weight[d_model:], bias[d_model:]),
+        )
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.nhead, -1)).transpose(1, 2)  # (N, heads, L, C / heads)

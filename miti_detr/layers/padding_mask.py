@@ -1,0 +1,63 @@
+"""Which cells of a feature grid are padding.
+
+Images of a batch are padded at the bottom and right to a common size. Masks are bool, **True =
+padding**.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PADDING_MASK_RULES = ("ceil", "nearest")
+
+
+def feature_padding_mask(
+    image_sizes: Sequence[tuple[int, int]],
+    padded_size: tuple[int, int],
+    grid_size: tuple[int, int],
+    *,
+    stride: int,
+    rule: str,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Padding mask on the feature grid of a batch.
+
+    The two published rules agree when the padded size is a multiple of the stride; otherwise
+    ``nearest`` can keep one more row or column.
+
+    Args:
+        image_sizes: (height, width) in pixels of each of the N images, before padding.
+        padded_size: (H, W) in pixels of the batch.
+        grid_size: (h, w) of the feature map.
+        stride: pixels per feature cell.
+        rule: ``ceil``: an image of s pixels covers ceil(s / stride) cells (Detectron2 wrapper of
+            DETR). ``nearest``: the pixel mask is resized by nearest neighbour (main repository).
+        device: where the mask is made.
+
+    Returns:
+        (N, h, w) bool, True = padding.
+
+    Raises:
+        ValueError: if ``rule`` is not one of :data:`PADDING_MASK_RULES`.
+    """
+    if rule not in PADDING_MASK_RULES:
+        raise ValueError(f"padding mask rule {rule!r} is not one of {PADDING_MASK_RULES}")
+    axes = [
+        _axis_padding(
+            [size[axis] for size in image_sizes], padded_size[axis], grid_size[axis], stride, rule
+        )
+        for axis in (0, 1)
+    ]
+    return (axes[0][:, :, None] | axes[1][:, None, :]).to(device)
+
+
+def _axis_padding(lengths: list[int], padded: int, cells: int, stride: int, rule: str) -> Tensor:
+    """Padding along one axis, (N, cells) bool."""
+    length = torch.tensor(lengths)[:, None]
+    if rule == "ceil":
+        return torch.arange(cells)[None] >= -(-length // stride)
+    pixels = (torch.arange(padded)[None] >= length).float()
+    # The library call and not a formula: its rounding in float32 is part of the published rule.
+    return F.interpolate(pixels[None], size=cells)[0].bool()

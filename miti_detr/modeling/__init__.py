@@ -1,0 +1,25 @@
+"""The model: backbone, transformer with the layer residual, set prediction, set loss."""
+
+from .backbone import MaskedBackbone, build_detr_resnet_backbone
+from .criterion import SetCriterion
+from .detr import MitiDetr
+from .heads import SetPrediction
+from .matcher import HungarianMatcher
+from .postprocess import detections
+from .targets import Target, targets_from_instances
+from .transformer import TRANSFORMER_REGISTRY, ResidualTransformer, build_transformer
+
+__all__ = [
+    "TRANSFORMER_REGISTRY",
+    "HungarianMatcher",
+    "MaskedBackbone",
+    "MitiDetr",
+    "ResidualTransformer",
+    "SetCriterion",
+    "SetPrediction",
+    "Target",
+    "build_detr_resnet_backbone",
+    "build_transformer",
+    "detections",
+    "targets_from_instances",
+]

@@ -1,0 +1,157 @@
+"""The set loss of DETR.
+
+L decoder layers, N images, Q queries, K classes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from .losses import box_losses, cardinality_errors, class_error, classification_losses
+from .matcher import HungarianMatcher
+from .targets import Target
+
+
+class SetCriterion(nn.Module):
+    """Matches each decoder layer's predictions with the objects, then sums the losses of the pairs.
+
+    Returned losses are weighted: their sum is what is optimised. Diagnostics go to Detectron2's
+    event storage, if one is open, as ``diag/class_error`` and ``diag/cardinality_error``.
+
+    With several processes both normalisers are means over the processes, so that the loss does not
+    depend on how a batch is divided. (The published code averages the number of objects alone and
+    normalises the classification loss by each process' own batch; with one process they agree.)
+
+    Source: DETR, sections 3.1 and A.2; facebookresearch/detr ``models/detr.py`` at 29901c5.
+    """
+
+    empty_weight: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        class_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        no_object_weight: float = 0.1,
+        deep_supervision: bool = True,
+    ) -> None:
+        """Make the criterion.
+
+        Args:
+            num_classes: K; logits have K+1 columns, the last one "no object".
+            matcher: pairs predictions and objects.
+            class_weight: weight of the classification loss.
+            l1_weight: weight of the L1 loss of the boxes.
+            giou_weight: weight of the generalised IoU loss.
+            no_object_weight: class weight of "no object" in the cross-entropy.
+            deep_supervision: take the losses of every decoder layer, not of the last one alone.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.class_weight = class_weight
+        self.l1_weight = l1_weight
+        self.giou_weight = giou_weight
+        self.deep_supervision = deep_supervision
+        empty_weight = torch.ones(num_classes + 1)
+        empty_weight[-1] = no_object_weight
+        self.register_buffer("empty_weight", empty_weight, persistent=False)
+
+    def forward(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses.
+
+        Computed in float32 or better, also under autocast.
+
+        Args:
+            logits: (L, N, Q, K+1), decoder layers in order.
+            boxes: (L, N, Q, 4) ``cxcywh``, relative to the un-padded image.
+            targets: the objects of the N images.
+
+        Returns:
+            ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder layer, and with deep
+            supervision the same with suffix ``_0``, ``_1``, ... of the earlier layers.
+        """
+        if not self.deep_supervision:
+            logits, boxes = logits[-1:], boxes[-1:]
+        with torch.autocast(logits.device.type, enabled=False):
+            logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
+            return self._losses(logits, boxes, targets)
+
+    def _losses(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        matches = self.matcher.match_layers(logits, boxes, targets)
+        layer, image, query, target = matches.to(logits.device)
+        counts = torch.tensor([len(t["labels"]) for t in targets], device=logits.device)
+        target = target + (counts.cumsum(0) - counts)[image]  # counted over the whole batch
+        labels = torch.cat([t["labels"] for t in targets])[target]
+        truth = torch.cat([t["boxes"] for t in targets]).to(boxes)[target]
+
+        classes = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
+        classes[layer, image, query] = labels
+        class_weights = self.empty_weight.to(logits.dtype)
+        # Every layer has the same number of matches, hence the same sum of class weights.
+        num_boxes, normalizer = _mean_over_processes(
+            counts.sum().to(logits.dtype), class_weights[classes[0]].sum()
+        )
+        ce = classification_losses(logits, classes, class_weights, normalizer)
+        predicted = boxes[layer, image, query].view(len(logits), -1, 4)
+        l1, giou = box_losses(predicted, truth.view_as(predicted), num_boxes.clamp(min=1))
+        self._log(
+            logits,
+            counts,
+            logits[layer, image, query][layer == len(logits) - 1],
+            labels[layer == len(logits) - 1],
+        )
+        return {
+            name + suffix: weight * values[index]
+            for index, suffix in enumerate(_suffixes(len(logits)))
+            for name, weight, values in (
+                ("loss_ce", self.class_weight, ce),
+                ("loss_bbox", self.l1_weight, l1),
+                ("loss_giou", self.giou_weight, giou),
+            )
+        }
+
+    def _log(self, logits: Tensor, counts: Tensor, matched: Tensor, labels: Tensor) -> None:
+        if not has_event_storage():
+            return
+        storage = get_event_storage()
+        storage.put_scalar("diag/class_error", float(class_error(matched, labels)))
+        errors = cardinality_errors(logits, counts).tolist()
+        for error, suffix in zip(errors, _suffixes(len(logits)), strict=True):
+            storage.put_scalar("diag/cardinality_error" + suffix, error)
+
+    def extra_repr(self) -> str:
+        """Show the weights in the printed model."""
+        return (
+            f"num_classes={self.num_classes}, class_weight={self.class_weight}, "
+            f"l1_weight={self.l1_weight}, giou_weight={self.giou_weight}, "
+            f"no_object_weight={self.empty_weight[-1]:g}, deep_supervision={self.deep_supervision}"
+        )
+
+
+def _suffixes(num_layers: int) -> list[str]:
+    """Suffixes of the loss names: the last layer has none."""
+    return [f"_{index}" for index in range(num_layers - 1)] + [""]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _mean_over_processes(*values: Tensor) -> tuple[Tensor, ...]:
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return values
+    total = torch.stack(values)
+    torch.distributed.all_reduce(total)
+    return (total / world_size).unbind()

@@ -1,0 +1,239 @@
+"""The meta-architecture: DETR and Miti-DETR in Detectron2.
+
+N images, H x W padded batch in pixels, h x w feature grid, Q queries, L decoder layers, C width, K
+classes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from miti_detr.layers import MLP, build_position_encoding
+
+from .backbone import MaskedBackbone
+from .criterion import SetCriterion
+from .heads import SetPrediction, predict_set
+from .matcher import HungarianMatcher
+from .postprocess import detections
+from .targets import targets_from_instances
+from .transformer import ResidualTransformer, build_transformer
+
+
+@META_ARCH_REGISTRY.register()
+class MitiDetr(nn.Module):
+    """Detection as set prediction: backbone, transformer, one box and class per object query.
+
+    The stages of :meth:`forward` are methods of their own: :meth:`preprocess_image`,
+    :meth:`encode_image`, :meth:`decode`, then :meth:`losses` or :meth:`inference`. State-dict keys
+    are the published ones except below ``backbone.body``, which are the Detectron2 backbone's.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: MaskedBackbone,
+        position_encoding: nn.Module,
+        transformer: ResidualTransformer,
+        criterion: SetCriterion,
+        num_classes: int,
+        num_queries: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_bucket: int = 0,
+        variant: dict[str, Any] | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            backbone: images to one feature map with its padding mask.
+            position_encoding: padding mask to position encoding, C channels.
+            transformer: :class:`ResidualTransformer` or another with its interface, width C.
+            criterion: the set loss.
+            num_classes: K.
+            num_queries: Q.
+            pixel_mean: per channel, in the units and channel order of the input images.
+            pixel_std: per channel, likewise.
+            size_bucket: pad batches to a multiple of this many pixels; 0: no more than needed.
+            variant: what a checkpoint should say about the function that the weights are for.
+        """
+        super().__init__()
+        d_model = transformer.d_model
+        self.backbone = backbone
+        self.position_encoding = position_encoding
+        self.input_proj = nn.Conv2d(backbone.num_channels, d_model, kernel_size=1)
+        self.transformer = transformer
+        self.query_embed = nn.Embedding(num_queries, d_model)
+        self.class_embed = nn.Linear(d_model, num_classes + 1)
+        self.bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.size_bucket = size_bucket
+        self.variant = variant or {}
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that ``cfg`` names.
+
+        Raises:
+            ValueError: for values that are not supported.
+        """
+        detr = cfg.MODEL.DETR
+        if cfg.MODEL.MASK_ON or detr.FROZEN_WEIGHTS:
+            raise ValueError(
+                "MODEL.MASK_ON and MODEL.DETR.FROZEN_WEIGHTS belong to mask prediction, which "
+                "MitiDetr does not have: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
+            )
+        backbone = MaskedBackbone(
+            build_backbone(cfg), in_features=detr.IN_FEATURES, padding_mask=detr.PADDING_MASK
+        )
+        if cfg.SOLVER.BACKBONE_MULTIPLIER <= 0:
+            backbone.requires_grad_(False)
+        weights = {
+            "class_weight": detr.CLASS_WEIGHT,
+            "l1_weight": detr.L1_WEIGHT,
+            "giou_weight": detr.GIOU_WEIGHT,
+        }
+        return {
+            "backbone": backbone,
+            "position_encoding": build_position_encoding(detr.POSITION_EMBEDDING, detr.HIDDEN_DIM),
+            "transformer": build_transformer(cfg),
+            "criterion": SetCriterion(
+                num_classes=detr.NUM_CLASSES,
+                matcher=HungarianMatcher(**weights),
+                **weights,
+                no_object_weight=detr.NO_OBJECT_WEIGHT,
+                deep_supervision=detr.DEEP_SUPERVISION,
+            ),
+            "num_classes": detr.NUM_CLASSES,
+            "num_queries": detr.NUM_OBJECT_QUERIES,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_bucket": detr.SIZE_BUCKETS,
+            "variant": {
+                "layer_residual": detr.LAYER_RESIDUAL,
+                "layer_residual_in": detr.LAYER_RESIDUAL_IN,
+                "pre_norm": detr.PRE_NORM,
+                "padding_mask": detr.PADDING_MASK,
+                "num_classes": detr.NUM_CLASSES,
+            },
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.pixel_mean.device
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Train or detect.
+
+        Args:
+            batched_inputs: Detectron2's dataset dicts, one per image, with ``image`` (3, H, W) in
+                the channel order of ``INPUT.FORMAT``; in training also ``instances`` with
+                ``gt_boxes`` and ``gt_classes``; in inference optionally ``height`` and ``width``
+                of the output frame.
+
+        Returns:
+            In training the weighted losses of :class:`SetCriterion`; in inference for each image
+            ``{"instances": Instances}`` with ``pred_boxes`` (``xyxy`` pixels of the output frame,
+            clipped, empty ones dropped), ``scores``, ``pred_classes``.
+        """
+        images = self.preprocess_image(batched_inputs)
+        states = self.decode(*self.encode_image(images))
+        if self.training:
+            return self.losses(self.apply_heads(states), batched_inputs)
+        return self.inference(self.apply_heads(states[-1:]), batched_inputs, images.image_sizes)
+
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> SetPrediction:
+        """Raw output of every decoder layer for the inputs that :meth:`forward` takes.
+
+        Gradients and dropout are as the caller left them (``torch.no_grad``, :meth:`eval`).
+
+        Returns:
+            ``logits`` (L, N, Q, K+1) and ``boxes`` (L, N, Q, 4; ``cxcywh`` in [0, 1] of the
+            un-padded image).
+        """
+        images = self.preprocess_image(batched_inputs)
+        return self.apply_heads(self.decode(*self.encode_image(images)))
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalise, then pad with zeros at the bottom and right: (N, 3, H, W)."""
+        images = [
+            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+        ]
+        body = self.backbone.body
+        constraints = dict(body.padding_constraints)
+        divisibility = math.lcm(max(body.size_divisibility, 1), max(self.size_bucket, 1))
+        if constraints:
+            constraints["size_divisibility"] = math.lcm(
+                divisibility, max(constraints.get("size_divisibility", 1), 1)
+            )
+        return ImageList.from_tensors(images, divisibility, padding_constraints=constraints)
+
+    def encode_image(self, images: ImageList) -> tuple[Tensor, Tensor, Tensor]:
+        """Feature, padding mask and position encoding of a batch.
+
+        Returns:
+            (N, C, h, w); (N, h, w) bool, True = padding; (N, C, h, w).
+        """
+        feature, mask = self.backbone(images)
+        source = self.input_proj(feature)
+        return source, mask, self.position_encoding(mask).to(source.dtype)
+
+    def decode(self, source: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """Decoder states (L, N, Q, C) of the object queries."""
+        states, _ = self.transformer(source, mask, self.query_embed.weight, position)
+        return states
+
+    def apply_heads(self, states: Tensor) -> SetPrediction:
+        """Logits and boxes of decoder states (L, N, Q, C)."""
+        return predict_set(states, self.class_embed, self.bbox_embed)
+
+    def losses(
+        self, prediction: SetPrediction, batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Weighted losses against the ``instances`` of the inputs.
+
+        Raises:
+            ValueError: if the inputs have none, or class indices outside the model's.
+        """
+        if "instances" not in batched_inputs[0]:
+            raise ValueError("training inputs need 'instances'; use model.eval() for inference")
+        targets = targets_from_instances(
+            [x["instances"] for x in batched_inputs],
+            num_classes=self.num_classes,
+            device=self.device,
+            dtype=prediction.boxes.dtype,
+        )
+        return self.criterion(prediction.logits, prediction.boxes, targets)
+
+    def inference(
+        self,
+        prediction: SetPrediction,
+        batched_inputs: list[dict[str, Any]],
+        image_sizes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Any]]:
+        """Detections of the last decoder layer, in each input's output frame."""
+        results = detections(prediction.logits[-1], prediction.boxes[-1], image_sizes)
+        return [
+            {
+                "instances": detector_postprocess(
+                    result, inputs.get("height", size[0]), inputs.get("width", size[1])
+                )
+            }
+            for result, inputs, size in zip(results, batched_inputs, image_sizes, strict=True)
+        ]

@@ -1,0 +1,108 @@
+"""Bipartite matching of predictions with the objects of an image.
+
+L decoder layers, N images, Q queries, K classes, T_i objects of image i.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from miti_detr.layers import box_cxcywh_to_xyxy, generalized_box_iou
+
+from .targets import Target
+
+
+class HungarianMatcher(nn.Module):
+    """Assigns each object its own query, at the least total cost.
+
+    cost(query, object) = - class_weight * p(class) + l1_weight * |b - b'|_1 - giou_weight *
+    GIoU(b, b')
+
+    with p the softmax probability, not its logarithm. "No object" never enters the cost.
+    Source: DETR, section 3.1; facebookresearch/detr ``models/matcher.py`` at 29901c5.
+    """
+
+    def __init__(
+        self, *, class_weight: float = 1.0, l1_weight: float = 5.0, giou_weight: float = 2.0
+    ) -> None:
+        """Set the weights of the three costs.
+
+        Raises:
+            ValueError: if all are 0, which would match at random.
+        """
+        super().__init__()
+        if class_weight == l1_weight == giou_weight == 0:
+            raise ValueError("class_weight, l1_weight and giou_weight of the matcher are all 0")
+        self.class_weight = class_weight
+        self.l1_weight = l1_weight
+        self.giou_weight = giou_weight
+
+    def forward(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Match the predictions of one decoder layer.
+
+        Args:
+            logits: (N, Q, K+1).
+            boxes: (N, Q, 4) ``cxcywh`` relative to the un-padded image.
+            targets: N.
+
+        Returns:
+            For each image a pair of int64 index vectors of length min(Q, T_i), on the CPU:
+            queries, in ascending order, and the object that each is matched with. Other queries,
+            and with T_i > Q other objects, stay unmatched.
+        """
+        _, image, query, target = self.match_layers(logits[None], boxes[None], targets)
+        per_image = [int((image == i).sum()) for i in range(len(targets))]
+        return list(zip(query.split(per_image), target.split(per_image), strict=True))
+
+    @torch.no_grad()
+    def match_layers(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Match the predictions of several decoder layers, each on its own.
+
+        Args:
+            logits: (L, N, Q, K+1).
+            boxes: (L, N, Q, 4).
+            targets: N.
+
+        Returns:
+            (4, M) int64 on the CPU: layer, image, query and object (counted within its image) of
+            the M matches, ordered by layer, image and query.
+        """
+        counts = [len(target["labels"]) for target in targets]
+        if not sum(counts):
+            return torch.zeros(4, 0, dtype=torch.int64)
+        costs = self._costs(logits, boxes, targets).cpu().numpy()
+        # A diverged model must reach the check for non-finite losses, which names the images.
+        costs = np.nan_to_num(costs, nan=1e6, posinf=1e6, neginf=-1e6)
+        matches = []
+        for layer, layer_costs in enumerate(costs):
+            for image, (cost, count) in enumerate(zip(layer_costs, counts, strict=True)):
+                query, target = linear_sum_assignment(cost[:, :count])
+                where = np.empty((2, len(query)), dtype=np.int64)
+                where[0], where[1] = layer, image
+                matches.append(np.concatenate([where, [query, target]]))
+        return torch.from_numpy(np.concatenate(matches, axis=1))
+
+    def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Costs (L, N, Q, max T_i) of all layers and images; columns >= T_i mean nothing."""
+        labels = nn.utils.rnn.pad_sequence([t["labels"] for t in targets], batch_first=True)
+        target_boxes = nn.utils.rnn.pad_sequence([t["boxes"] for t in targets], batch_first=True)
+        index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
+        probability = logits.softmax(-1).gather(-1, index)
+        l1 = torch.cdist(boxes, target_boxes.to(boxes).expand(len(boxes), -1, -1, -1), p=1)
+        giou = generalized_box_iou(
+            box_cxcywh_to_xyxy(boxes)[:, :, :, None],
+            box_cxcywh_to_xyxy(target_boxes.to(boxes))[None, :, None],
+        )
+        return self.l1_weight * l1 - self.class_weight * probability - self.giou_weight * giou
+
+    def extra_repr(self) -> str:
+        """Show the weights in the printed model."""
+        return (
+            f"class_weight={self.class_weight}, l1_weight={self.l1_weight}, "
+            f"giou_weight={self.giou_weight}"
+        )

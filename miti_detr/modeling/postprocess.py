@@ -1,0 +1,40 @@
+"""From the raw prediction to Detectron2's ``Instances``."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from miti_detr.layers import box_cxcywh_to_xyxy
+
+
+def detections(
+    logits: Tensor, boxes: Tensor, image_sizes: Sequence[tuple[int, int]]
+) -> list[Instances]:
+    """Read one detection from each query: its best class other than "no object".
+
+    No threshold and no suppression: every query stays, in order. N images, Q queries, K classes.
+
+    Args:
+        logits: (N, Q, K+1) of the last decoder layer.
+        boxes: (N, Q, 4) ``cxcywh``, relative to the un-padded image.
+        image_sizes: (height, width) in pixels of the un-padded images that entered the network.
+
+    Returns:
+        For each image ``pred_boxes`` (``xyxy`` pixels of that size, not clipped), ``scores`` and
+        ``pred_classes``.
+
+    Source: facebookresearch/detr ``d2/detr/detr.py`` at 29901c5.
+    """
+    scores, classes = logits.float().softmax(-1)[..., :-1].max(-1)
+    sizes = torch.tensor(image_sizes, dtype=torch.float32, device=boxes.device)
+    corners = box_cxcywh_to_xyxy(boxes.float()) * sizes[:, [1, 0, 1, 0]][:, None]
+    results = []
+    for index, size in enumerate(image_sizes):
+        result = Instances(tuple(size))
+        result.pred_boxes = Boxes(corners[index])
+        result.scores = scores[index]
+        result.pred_classes = classes[index]
+        results.append(result)
+    return results

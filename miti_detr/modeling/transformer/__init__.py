@@ -1,0 +1,19 @@
+"""The transformer and its layer residual."""
+
+from .build import TRANSFORMER_REGISTRY, build_transformer
+from .layers import DecoderLayer, EncoderLayer
+from .residual import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS, LayerResidual
+from .stack import ResidualTransformer, TransformerDecoder, TransformerEncoder
+
+__all__ = [
+    "LAYER_RESIDUALS",
+    "LAYER_RESIDUAL_STACKS",
+    "TRANSFORMER_REGISTRY",
+    "DecoderLayer",
+    "EncoderLayer",
+    "LayerResidual",
+    "ResidualTransformer",
+    "TransformerDecoder",
+    "TransformerEncoder",
+    "build_transformer",
+]

@@ -1,0 +1,94 @@
+"""The layer residual: the one rule that turns DETR into Miti-DETR.
+
+A transformer layer takes ``x`` and computes sub-layers A (attention; in the decoder
+self-attention, then cross-attention) and F (feed-forward). The layer residual is one more path
+from the layer's input to its
+output, marked ``=>`` below. LN is LayerNorm; the LN at the right end is the layer's last one::
+
+                        post-norm                                      pre-norm
+
+    none         x -+-----v                                 x -+--------------v
+                    '-[A]-+-[LN]-+-----v                       '-[LN]-[A]-----+-+------------v
+                                 '-[F]-+-[LN]- out                              '-[LN]-[F]---+- out
+
+    before_norm  x =========================v               x -+--------------v
+                  -+-----v                  "                  '-[LN]=========|==============v
+                   '-[A]-+-[LN]-+-----v     "                       '-[A]-----+-+------------+
+                                '-[F]-+-----+-[LN]- out                         '-[LN]-[F]---+- out
+
+    after_norm   x ================================v        x =+==============================v
+                  -+-----v                         "           +--------------v              "
+                   '-[A]-+-[LN]-+-----v            "           '-[LN]-[A]-----+-+------------+
+                                '-[F]-+-[LN]-------+- out                       '-[LN]-[F]---+- out
+
+In formulas, with y the sum before F and z = LN1(x) (specific to pre-norm)::
+
+                 post-norm                   pre-norm
+    none         LN(y + F(y))                y + F(LN y)
+    before_norm  LN(x + y + F(y))            z + y + F(LN y)
+    after_norm   x + LN(y + F(y))            x + y + F(LN y)
+
+``before_norm`` is what the published code computes (wenchima/Miti-DETR
+``models/transformer_v1.py`` at ae42bd0; note that its pre-norm layers carry z, not x).
+``after_norm`` is equation (6) of the paper. The residual has no parameters: checkpoints of all
+three fit each other.
+"""
+
+from torch import Tensor, nn
+
+LAYER_RESIDUALS = ("none", "before_norm", "after_norm")
+LAYER_RESIDUAL_STACKS = ("both", "encoder", "decoder")
+
+
+class LayerResidual(nn.Module):
+    """Closes a transformer layer: the last sum and norm, with the layer input joined to them.
+
+    Attributes:
+        placement: one of :data:`LAYER_RESIDUALS`.
+    """
+
+    def __init__(self, placement: str = "none") -> None:
+        """Choose the placement.
+
+        Raises:
+            ValueError: if it is not one of :data:`LAYER_RESIDUALS`.
+        """
+        super().__init__()
+        if placement not in LAYER_RESIDUALS:
+            raise ValueError(
+                f"layer residual {placement!r} is not one of {', '.join(LAYER_RESIDUALS)} "
+                "(config key MODEL.DETR.LAYER_RESIDUAL)"
+            )
+        self.placement = placement
+
+    def close_post_norm(self, x: Tensor, total: Tensor, last_norm: nn.Module) -> Tensor:
+        """Output of a post-norm layer.
+
+        Args:
+            x: the layer's input.
+            total: y + F(y), the last sum of the plain layer; the same shape.
+            last_norm: the layer's last LayerNorm.
+        """
+        if self.placement == "before_norm":
+            return last_norm(x + total)
+        if self.placement == "after_norm":
+            return x + last_norm(total)
+        return last_norm(total)
+
+    def close_pre_norm(self, x: Tensor, normed: Tensor, total: Tensor) -> Tensor:
+        """Output of a pre-norm layer.
+
+        Args:
+            x: the layer's input.
+            normed: LN1(x); the same shape.
+            total: y + F(LN y), the output of the plain layer; the same shape.
+        """
+        if self.placement == "before_norm":
+            return normed + total
+        if self.placement == "after_norm":
+            return x + total
+        return total
+
+    def extra_repr(self) -> str:
+        """Show the placement in the printed model."""
+        return self.placement

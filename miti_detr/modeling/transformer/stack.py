@@ -1,0 +1,214 @@
+"""The transformer of DETR: a stack of encoder layers and a stack of decoder layers.
+
+N images, h x w grid of n = h w tokens, Q object queries, L decoder layers, C width.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from .build import TRANSFORMER_REGISTRY
+from .layers import DecoderLayer, EncoderLayer
+from .residual import LAYER_RESIDUAL_STACKS
+
+
+class TransformerEncoder(nn.Module):
+    """Encoder layers, one after another, and a final norm in pre-norm models."""
+
+    def __init__(self, layer: EncoderLayer, num_layers: int, norm: nn.Module | None) -> None:
+        super().__init__()
+        self.layers = _clones(layer, num_layers)
+        self.norm = norm
+
+    def forward(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
+        """Run all layers: (N, n, C) to (N, n, C); arguments as :meth:`EncoderLayer.forward`."""
+        for layer in self.layers:
+            x = layer(x, pos, mask)
+        return x if self.norm is None else self.norm(x)
+
+
+class TransformerDecoder(nn.Module):
+    """Decoder layers, one after another; every layer's output passes the final norm on its way out.
+
+    The un-normalised output feeds the next layer, in post-norm models too.
+    """
+
+    def __init__(self, layer: DecoderLayer, num_layers: int, norm: nn.Module) -> None:
+        super().__init__()
+        self.layers = _clones(layer, num_layers)
+        self.norm = norm
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        pos: Tensor,
+        query_pos: Tensor,
+        memory_mask: Tensor | None,
+        query_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run all layers.
+
+        Args:
+            x: initial query states (N, Q, C).
+            memory: encoder output (N, n, C).
+            pos: its position encoding (N, n, C).
+            query_pos: query embeddings (N, Q, C).
+            memory_mask: as in :meth:`DecoderLayer.forward`.
+            query_mask: as in :meth:`DecoderLayer.forward`.
+
+        Returns:
+            (L, N, Q, C), normalised.
+        """
+        memory_key = memory + pos
+        states = []
+        for layer in self.layers:
+            x = layer(x, memory, memory_key, query_pos, memory_mask, query_mask)
+            states.append(x)
+        return self.norm(torch.stack(states))
+
+
+@TRANSFORMER_REGISTRY.register()
+class ResidualTransformer(nn.Module):
+    """DETR's transformer with the layer residual as a switch.
+
+    ``layer_residual="none"`` is DETR, ``"before_norm"`` the published Miti-DETR. State-dict keys
+    are the published ones: ``encoder.layers.{i}``, ``decoder.layers.{i}``, ``decoder.norm``, and
+    ``encoder.norm`` in pre-norm models only.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        nhead: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+        dim_feedforward: int,
+        dropout: float,
+        pre_norm: bool,
+        layer_residual: str,
+        layer_residual_in: str = "both",
+    ) -> None:
+        """Make the stacks.
+
+        Args:
+            d_model: width C.
+            nhead: attention heads; divides ``d_model``.
+            num_encoder_layers: 0 is allowed: the memory is then the source itself.
+            num_decoder_layers: L, at least 1.
+            dim_feedforward: hidden width of the feed-forward networks.
+            dropout: probability, in attention weights, sub-layer outputs and feed-forward networks.
+            pre_norm: LayerNorm before each sub-layer instead of after it.
+            layer_residual: ``none``, ``before_norm`` or ``after_norm``.
+            layer_residual_in: ``both``, ``encoder`` or ``decoder``: the stacks that have it.
+
+        Raises:
+            ValueError: for values outside these.
+        """
+        super().__init__()
+        if layer_residual_in not in LAYER_RESIDUAL_STACKS:
+            raise ValueError(
+                f"layer_residual_in {layer_residual_in!r} is not one of "
+                f"{', '.join(LAYER_RESIDUAL_STACKS)} (config key MODEL.DETR.LAYER_RESIDUAL_IN)"
+            )
+        if num_encoder_layers < 0 or num_decoder_layers < 1:
+            raise ValueError(
+                f"{num_encoder_layers} encoder and {num_decoder_layers} decoder layers: "
+                "MODEL.DETR.ENC_LAYERS must be 0 or more, MODEL.DETR.DEC_LAYERS 1 or more"
+            )
+        shared: dict[str, Any] = {
+            "d_model": d_model,
+            "nhead": nhead,
+            "dim_feedforward": dim_feedforward,
+            "dropout": dropout,
+            "pre_norm": pre_norm,
+        }
+        in_encoder = layer_residual if layer_residual_in != "decoder" else "none"
+        in_decoder = layer_residual if layer_residual_in != "encoder" else "none"
+        self.encoder = TransformerEncoder(
+            EncoderLayer(**shared, layer_residual=in_encoder),
+            num_encoder_layers,
+            nn.LayerNorm(d_model) if pre_norm else None,
+        )
+        self.decoder = TransformerDecoder(
+            DecoderLayer(**shared, layer_residual=in_decoder),
+            num_decoder_layers,
+            nn.LayerNorm(d_model),
+        )
+        self.d_model = d_model
+        self._reset_parameters()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Read ``cfg.MODEL.DETR``."""
+        detr = cfg.MODEL.DETR
+        return {
+            "d_model": detr.HIDDEN_DIM,
+            "nhead": detr.NHEADS,
+            "num_encoder_layers": detr.ENC_LAYERS,
+            "num_decoder_layers": detr.DEC_LAYERS,
+            "dim_feedforward": detr.DIM_FEEDFORWARD,
+            "dropout": detr.DROPOUT,
+            "pre_norm": detr.PRE_NORM,
+            "layer_residual": detr.LAYER_RESIDUAL,
+            "layer_residual_in": detr.LAYER_RESIDUAL_IN,
+        }
+
+    def forward(
+        self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the features and decode the queries.
+
+        Args:
+            src: projected features (N, C, h, w).
+            mask: (N, h, w) bool, True = padding.
+            query_embed: (Q, C).
+            pos: position encoding (N, C, h, w).
+
+        Returns:
+            Decoder states (L, N, Q, C), each after the decoder's final norm, and the encoder
+            output ("memory", (N, C, h, w)).
+        """
+        attend = attention_mask(mask)
+        pos = _tokens(pos)
+        memory = self.encoder(_tokens(src), pos, attend)
+        query_pos = query_embed.expand(len(src), -1, -1)
+        states = self.decoder(torch.zeros_like(query_pos), memory, pos, query_pos, attend)
+        return states, memory.transpose(1, 2).unflatten(2, src.shape[-2:])
+
+    def _reset_parameters(self) -> None:
+        """Xavier-uniform for every matrix, as published.
+
+        It comes after the layers were cloned: biases, which it leaves alone, start equal in all
+        layers.
+        """
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+
+def attention_mask(padding: Tensor) -> Tensor | None:
+    """Mask that keeps attention off padded tokens.
+
+    Args:
+        padding: (N, h, w) bool, True = padding.
+
+    Returns:
+        (N, 1, 1, h w) bool, True = may attend; ``None`` if nothing is padded, which is faster.
+    """
+    if not padding.any():
+        return None
+    return ~padding.flatten(1)[:, None, None, :]
+
+
+def _tokens(grid: Tensor) -> Tensor:
+    return grid.flatten(2).transpose(1, 2)  # (N, C, h, w) -> (N, n, C), row by row
+
+
+def _clones(layer: nn.Module, count: int) -> nn.ModuleList:
+    return nn.ModuleList(copy.deepcopy(layer) for _ in range(count))

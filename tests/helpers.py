@@ -1,0 +1,58 @@
+"""What several test modules share: goldens, small configs, inputs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import Boxes, Instances
+
+from miti_detr import add_miti_detr_config
+
+ROOT = Path(__file__).parent.parent
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def load_golden(name: str) -> dict[str, torch.Tensor]:
+    """Arrays of ``tests/goldens/<name>.npz`` as tensors (text arrays stay numpy)."""
+    with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as file:
+        return {
+            key: torch.from_numpy(file[key]) if file[key].dtype.kind in "fiub" else file[key]
+            for key in file.files
+        }
+
+
+def tiny_config(*overrides: Any) -> CfgNode:
+    """A MitiDetr small enough to train a step in milliseconds; ``overrides`` are KEY, VALUE, ..."""
+    cfg = get_cfg()
+    add_miti_detr_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs/shapes/miti_detr.yaml"))
+    cfg.merge_from_list(
+        [
+            *("MODEL.DETR.HIDDEN_DIM", 32),
+            *("MODEL.DETR.NHEADS", 2),
+            *("MODEL.DETR.DIM_FEEDFORWARD", 64),
+            *("MODEL.DETR.SIZE_BUCKETS", 0),
+            *("MODEL.DETR.NUM_OBJECT_QUERIES", 7),
+        ]
+    )
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def training_input(
+    size: tuple[int, int], boxes: list[list[float]], classes: list[int], seed: int = 0
+) -> dict[str, Any]:
+    """One image of random pixels with objects (xyxy pixels), as a dataset mapper returns it."""
+    generator = torch.Generator().manual_seed(seed)
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    return {
+        "image": torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator),
+        "instances": instances,
+        "height": size[0],
+        "width": size[1],
+        "file_name": f"image{seed}.png",
+    }

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch import nn
+
+from miti_detr.layers import MLP, MultiHeadAttention
+
+
+def test_equals_torch_multihead_attention():
+    torch.manual_seed(0)
+    ours, theirs = MultiHeadAttention(32, 4), nn.MultiheadAttention(32, 4, batch_first=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    query, key, value = torch.randn(2, 5, 32), torch.randn(2, 9, 32), torch.randn(2, 9, 32)
+    padding = torch.zeros(2, 9, dtype=torch.bool)
+    padding[1, 6:] = True
+    expected, _ = theirs(query, key, value, key_padding_mask=padding)
+    result = ours(query, key, value, ~padding[:, None, None])
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+
+
+def test_self_attention_shortcut_equals_separate_projections():
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(16, 2)
+    x = torch.randn(2, 7, 16)
+    torch.testing.assert_close(attention(x, x, x), attention(x, x.clone(), x), rtol=0, atol=1e-6)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    attention, x = MultiHeadAttention(16, 2, dropout=0.5), torch.randn(1, 7, 16)
+    assert (attention(x, x, x) - attention(x, x, x)).abs().max() > 1e-3
+    attention.eval()
+    torch.testing.assert_close(attention(x, x, x), attention(x, x, x), rtol=0, atol=0)
+
+
+def test_initialisation_is_that_of_one_packed_matrix():
+    """Xavier bound of a (3C, C) matrix: sqrt(6 / 4C); of (C, C) it would be sqrt(6 / 2C)."""
+    weight = MultiHeadAttention(64, 8).in_proj_weight
+    bound = (6 / 256) ** 0.5
+    assert 0.95 * bound < weight.abs().max() <= bound
+
+
+def test_width_must_divide_into_heads():
+    with pytest.raises(ValueError, match="width 30 is not divisible by 4"):
+        MultiHeadAttention(30, 4)
+
+
+def test_mlp_keys_and_value():
+    mlp = MLP(3, 5, 2, num_layers=3)
+    assert list(mlp.state_dict())[::2] == ["layers.0.weight", "layers.1.weight", "layers.2.weight"]
+    x = torch.randn(4, 3)
+    first, second, third = mlp.layers
+    torch.testing.assert_close(mlp(x), third(second(first(x).relu()).relu()), rtol=0, atol=0)
