@@ -97,7 +97,10 @@ class MitiDetr(nn.Module):
                 "MitiDetr does not have: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
             )
         backbone = MaskedBackbone(
-            build_backbone(cfg), in_features=detr.IN_FEATURES, padding_mask=detr.PADDING_MASK
+            build_backbone(cfg),
+            in_features=detr.IN_FEATURES,
+            padding_mask=detr.PADDING_MASK,
+            fold_norm=cfg.MODEL.BACKBONE.FOLD_NORM,
         )
         if cfg.SOLVER.BACKBONE_MULTIPLIER <= 0:
             backbone.requires_grad_(False)

@@ -97,7 +97,7 @@ def test_transformer_equals_published(variant, dtype):
 
 
 def test_diagram_of_residual():
-    """The six formulas of the module docstring, with x = 1, y + F = 10, z = 5 and LN = "times 2"."""
+    """The six formulas of the module docstring, for x = 1, y + F = 10, z = 5, LN = "times 2"."""
     x, total, normed = torch.ones(1), torch.full((1,), 10.0), torch.full((1,), 5.0)
 
     class Double(nn.Module):

@@ -1,0 +1,104 @@
+"""Folded frozen batch norm: the same function, keys and gradients."""
+
+import pytest
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import build_resnet_backbone
+from torch import nn
+
+from miti_detr.modeling.folding import FoldedConv2d, fold_frozen_batch_norm
+from tests.fill import filled
+from tests.helpers import tiny_config
+
+
+def resnet(depth=50, norm="FrozenBN"):
+    cfg = tiny_config(
+        *("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", norm),
+        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.BACKBONE.FREEZE_AT", 2),
+    )
+    model = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    model.load_state_dict(filled(model.state_dict(), "backbone."))
+    return model
+
+
+def test_resnet_is_the_same_function_with_the_same_keys_and_gradients():
+    plain, folded = resnet().double(), resnet().double()
+    assert fold_frozen_batch_norm(folded) == 53
+    assert list(folded.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).double()
+    outputs = [model(x)["res5"] for model in (plain, folded)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-10, atol=1e-10)
+    gradients = []
+    for model, output in zip((plain, folded), outputs, strict=True):
+        (output**2).mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-8, atol=1e-12)
+
+
+def test_other_norms_are_left_alone():
+    model = resnet(norm="GN")
+    assert fold_frozen_batch_norm(model) == 0
+    assert not any(isinstance(m, FoldedConv2d) for m in model.modules())
+
+
+@pytest.fixture
+def pair():
+    """A convolution with bias, norm and activation, and its folded twin with the same weights."""
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(4)
+    conv = Conv2d(3, 4, 3, padding=1, norm=norm, activation=nn.ReLU())
+    norm.load_state_dict(filled(norm.state_dict(), "backbone.bn."))
+    return conv.eval(), FoldedConv2d.of(conv)
+
+
+def test_cached_weights_follow_every_change(pair):
+    """After an in-place step, a load, a cast: never a stale weight."""
+    conv, folded = pair
+    x = torch.randn(1, 3, 5, 5)
+
+    def check(dtype=torch.float32):
+        with torch.no_grad():
+            expected, result = conv(x.to(dtype)), folded(x.to(dtype))
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+        return result
+
+    first = check()
+    with torch.no_grad():
+        conv.weight.add_(1.0)
+    assert (check() - first).abs().max() > 0.1
+    conv.norm.running_mean.add_(1.0)
+    check()
+    conv.bias.data = torch.ones(4)
+    folded.bias = conv.bias
+    check()
+    state = filled(conv.state_dict(), "other.")
+    folded.load_state_dict(state)
+    check()
+    with torch.inference_mode():
+        folded(x)
+    folded(x.requires_grad_()).sum().backward()
+    assert conv.weight.grad is not None
+
+
+def test_autocast_uses_its_precision(pair):
+    conv, folded = pair
+    x = torch.randn(1, 3, 5, 5)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert folded(x).dtype == torch.bfloat16
+        torch.testing.assert_close(folded(x), conv(x), rtol=0.05, atol=0.05)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), conv(x), rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_weights_can_still_pass_gradients_on(pair):
+    _, folded = pair
+    folded.weight.requires_grad_(False)
+    folded.bias.requires_grad_(False)
+    x = torch.randn(1, 3, 5, 5, requires_grad=True)
+    with torch.inference_mode():
+        folded(x.detach())  # fills the cache
+    folded(x).sum().backward()
+    assert x.grad.abs().sum() > 0
