@@ -1,0 +1,180 @@
+"""Data loaders whose stream depends on the config alone.
+
+It is the same for any number of workers and processes, and after a run was resumed.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.build import (
+    filter_images_with_only_crowd_annotations,
+    trivial_batch_collator,
+)
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from detectron2.utils.serialize import PicklableWrapper
+from torch.utils.data import DataLoader, Dataset
+
+from .annotations import drop_faulty
+from .mapper import DetrDatasetMapper
+from .sampler import SeededBatchSampler, sample_seeds
+
+Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+def build_train_loader(
+    cfg: CfgNode, mapper: Mapper | None = None, start_iter: int = 0
+) -> DataLoader[Any]:
+    """Endless training batches.
+
+    The batch of an iteration, with its augmentation, is a pure function of ``SEED`` and the
+    iteration: it does not depend on ``DATALOADER.NUM_WORKERS`` nor, taken over all processes, on
+        their number. The random state of the calling process
+    is left alone.
+
+    Args:
+        cfg: the data sets of ``DATASETS.TRAIN``; ``SOLVER.IMS_PER_BATCH`` images in all processes
+            together.
+        mapper: called with a dataset dict; None: :class:`DetrDatasetMapper`. It may draw from
+            ``random``, ``numpy.random`` and ``torch``, all of which are seeded for each sample, and
+            may return None to skip to the next image.
+        start_iter: the first iteration. ``loader.batch_sampler.start_iter`` may be set until the
+            iteration begins.
+
+    Returns:
+        A loader of lists of what the mapper returns, ``IMS_PER_BATCH / processes`` long.
+
+    Raises:
+        ValueError: if a key has a value that this loader cannot follow.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN!r} is not supported: its "
+            "order cannot be resumed at an iteration; use 'TrainingSampler'"
+        )
+    dicts = _load_dicts(cfg, list(cfg.DATASETS.TRAIN))
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in dicts[0]:
+        dicts = filter_images_with_only_crowd_annotations(dicts)
+    sampler = SeededBatchSampler(
+        groups=_aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else [0] * len(dicts),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        seed=cfg.SEED,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        start_iter=start_iter,
+    )
+    mapper = DetrDatasetMapper(cfg, is_train=True) if mapper is None else mapper
+    dataset = _SeededDataset(DatasetFromList(dicts, copy=False), mapper, cfg.SEED)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        **_loader_arguments(cfg),
+        persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
+    )
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None
+) -> DataLoader[Any]:
+    """Batches of this process' share of a data set, in order.
+
+    Args:
+        cfg: ``TEST.IMS_PER_BATCH`` images in each batch.
+        dataset_name: a registered data set.
+        mapper: None: :class:`DetrDatasetMapper` for inference.
+
+    Returns:
+        A loader of lists of what the mapper returns; the last one may be shorter.
+    """
+    dicts = _load_dicts(cfg, [dataset_name])
+    mapper = DetrDatasetMapper(cfg, is_train=False) if mapper is None else mapper
+    return DataLoader(
+        MapDataset(DatasetFromList(dicts, copy=False), mapper),
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        sampler=InferenceSampler(len(dicts)),
+        **_loader_arguments(cfg),
+    )
+
+
+class _SeededDataset(Dataset[dict[str, Any]]):
+    """Maps the image at an index, with all generators seeded by the position of the sample."""
+
+    def __init__(self, records: DatasetFromList, mapper: Mapper, seed: int) -> None:
+        self._records = records
+        self._mapper = PicklableWrapper(mapper)
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
+        position, first = sample
+        with _seeded(*sample_seeds(self._seed, position)):
+            for index in range(first, first + len(self)):
+                mapped = self._mapper(self._records[index % len(self)])
+                if mapped is not None:
+                    return mapped
+        raise ValueError("The mapper returned None for every image of the data set")
+
+
+@contextmanager
+def _seeded(numpy_seed: int, python_seed: int, torch_seed: int) -> Iterator[None]:
+    """Seed the global generators, and give them their states back afterwards."""
+    # torch's own default generator alone: torch.manual_seed would seed the accelerators as well
+    states = np.random.get_state(), random.getstate(), torch.default_generator.get_state()
+    np.random.seed(numpy_seed)
+    random.seed(python_seed)
+    torch.default_generator.manual_seed(torch_seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def _load_dicts(cfg: CfgNode, names: list[str]) -> list[dict[str, Any]]:
+    """Dataset dicts, without their faulty annotations where the config says so."""
+    dicts: list[dict[str, Any]] = []
+    for name in names:
+        found = get_detection_dataset_dicts([name], filter_empty=False, check_consistency=False)
+        if not isinstance(found, list):
+            raise ValueError(
+                f"The data set {name!r} is a {type(found).__name__}: register a list of dicts"
+            )
+        if cfg.DATASETS.BAD_ANNOTATIONS == "drop":
+            classes = MetadataCatalog.get(name).get("thing_classes", ())
+            found = drop_faulty(found, len(classes) or cfg.MODEL.DETR.NUM_CLASSES)
+        dicts += found
+    return dicts
+
+
+def _aspect_groups(dicts: list[dict[str, Any]]) -> list[int]:
+    """0 for images that are wider than high, 1 for the others."""
+    for record in dicts:
+        if "width" not in record or "height" not in record:
+            raise ValueError(
+                f"{record.get('file_name', 'An image')} has no width and height in its data set: "
+                "add them, or set DATALOADER.ASPECT_RATIO_GROUPING False"
+            )
+    return [0 if record["width"] > record["height"] else 1 for record in dicts]
+
+
+def _loader_arguments(cfg: CfgNode) -> dict[str, Any]:
+    return {
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "collate_fn": trivial_batch_collator,
+        # DataLoader draws a seed for its workers; not from the generator of the caller
+        "generator": torch.Generator().manual_seed(0),
+    }

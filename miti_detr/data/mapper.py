@@ -1,0 +1,177 @@
+"""From a Detectron2 dataset dict to the input of the model, with the augmentation of DETR.
+
+The recipe is that of the published Detectron2 wrapper (facebookresearch/detr
+``d2/detr/dataset_mapper.py`` at 29901c5): flip, then with probability 1/2 resize and crop, then the
+final resize.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, BoxMode, Instances
+
+logger = logging.getLogger(__name__)
+
+_FLIPS = ("none", "horizontal", "vertical")
+_MIN_BOX_SIDE = 1e-5  # pixels; boxes of this width or height, or less, are empty (as in Detectron2)
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """The augmentations of ``INPUT``, in the order in which they are applied.
+
+    Args:
+        cfg: reads ``INPUT.{MIN,MAX}_SIZE_{TRAIN,TEST}``, ``MIN_SIZE_TRAIN_SAMPLING``,
+            ``RANDOM_FLIP`` and ``CROP``.
+        is_train: False: only the resize.
+
+    Raises:
+        ValueError: if ``INPUT.RANDOM_FLIP`` or ``INPUT.CROP.PROBABILITY`` has no valid value.
+    """
+    inputs = cfg.INPUT
+    if not is_train:
+        return [T.ResizeShortestEdge(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "choice")]
+    augmentations: list[T.Augmentation] = []
+    if inputs.RANDOM_FLIP not in _FLIPS:
+        raise ValueError(f"INPUT.RANDOM_FLIP must be one of {_FLIPS}, got {inputs.RANDOM_FLIP!r}")
+    if inputs.RANDOM_FLIP != "none":
+        augmentations.append(
+            T.RandomFlip(
+                horizontal=inputs.RANDOM_FLIP == "horizontal",
+                vertical=inputs.RANDOM_FLIP == "vertical",
+            )
+        )
+    if inputs.CROP.ENABLED:
+        if not 0 <= inputs.CROP.PROBABILITY <= 1:
+            raise ValueError(
+                f"INPUT.CROP.PROBABILITY must be in [0, 1], got {inputs.CROP.PROBABILITY}"
+            )
+        crop = T.AugmentationList(
+            [
+                T.ResizeShortestEdge(inputs.CROP.MIN_SIZE_BEFORE, sample_style="choice"),
+                T.RandomCrop(inputs.CROP.TYPE, inputs.CROP.SIZE),
+            ]
+        )
+        augmentations.append(T.RandomApply(crop, prob=inputs.CROP.PROBABILITY))
+    augmentations.append(
+        T.ResizeShortestEdge(
+            inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
+        )
+    )
+    return augmentations
+
+
+class DetrDatasetMapper:
+    """Reads an image, augments it, and makes boxes and classes of its annotations.
+
+    Crowds are left out; boxes are clipped to the image, and empty ones left out. An image may end
+    with no box at all.
+    """
+
+    @configurable
+    def __init__(
+        self, *, is_train: bool, augmentations: list[T.Augmentation], image_format: str
+    ) -> None:
+        """Take built parts; ``DetrDatasetMapper(cfg, is_train=...)`` builds them.
+
+        Args:
+            is_train: whether to add ``instances``.
+            augmentations: applied in order to the image and the boxes.
+            image_format: e.g. ``RGB`` or ``BGR``; see
+                :func:`detectron2.data.detection_utils.read_image`.
+        """
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        mode = "training" if is_train else "inference"
+        logger.info("Augmentations in %s: %s", mode, augmentations)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Parts by config.
+
+        Raises:
+            ValueError: if the config asks for masks, keypoints or proposals.
+        """
+        for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
+            if cfg.MODEL[key]:
+                raise ValueError(f"MODEL.{key} True: only boxes are learnt here, set it to False")
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one dataset dict; it is not changed.
+
+        Args:
+            dataset_dict: in Detectron2's format, with ``file_name``; in training with
+                ``annotations``.
+
+        Returns:
+            The dict without ``annotations``, with ``height`` and ``width`` of the file, and with
+
+            - ``image``: (3, H, W) uint8, contiguous;
+            - ``instances``, in training: ``gt_boxes`` (xyxy in pixels of ``image``) and
+              ``gt_classes`` (int64).
+
+        Raises:
+            OSError: if the image cannot be read; with its file.
+            SizeMismatchError: if its size is not that of the dict.
+            ValueError: if the image is too thin to be resized.
+        """
+        output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        image = self._read(output)
+        augmented = T.AugInput(image)
+        try:
+            transforms = self.augmentations(augmented)
+        except ValueError as e:
+            size = f"{image.shape[0]} x {image.shape[1]} (height x width)"
+            raise ValueError(f"Cannot augment {output['file_name']}, {size}: {e}") from e
+        image = augmented.image
+        output["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self.is_train:
+            annotations = dataset_dict.get("annotations", [])
+            output["instances"] = _to_instances(annotations, transforms, image.shape[:2])
+        return output
+
+    def _read(self, record: dict[str, Any]) -> np.ndarray:
+        """The image of a dict, (H, W, C) uint8; fills in missing ``height`` and ``width``."""
+        try:
+            image = utils.read_image(record["file_name"], format=self.image_format)
+        except Exception as e:  # which ones depends on the decoder
+            raise OSError(f"Cannot read the image {record['file_name']}: {e}") from e
+        utils.check_image_size(record, image)
+        return image
+
+
+def _to_instances(
+    annotations: list[dict[str, Any]], transforms: T.TransformList, image_size: tuple[int, int]
+) -> Instances:
+    """Transform the boxes of an image as one array.
+
+    The same as Detectron2's ``transform_instance_annotations``, ``annotations_to_instances`` and
+    ``filter_empty_instances`` for boxes, which work on one annotation after the other.
+    """
+    annotations = [a for a in annotations if a.get("iscrowd", 0) == 0]
+    boxes = transforms.apply_box(_to_xyxy(annotations)).clip(min=0)
+    height, width = image_size
+    boxes = Boxes(torch.from_numpy(np.minimum(boxes, (width, height, width, height))))
+    classes = torch.tensor([int(a["category_id"]) for a in annotations], dtype=torch.int64)
+    keep = boxes.nonempty(threshold=_MIN_BOX_SIDE)
+    return Instances(image_size, gt_boxes=boxes[keep], gt_classes=classes[keep])
+
+
+def _to_xyxy(annotations: list[dict[str, Any]]) -> np.ndarray:
+    """Boxes of annotations, (T, 4) float64 xyxy in pixels of the file."""
+    boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    modes = {a["bbox_mode"] for a in annotations}
+    if len(modes) == 1:
+        return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS)
+    rows = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)

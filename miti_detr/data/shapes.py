@@ -1,0 +1,136 @@
+"""The built-in data set ``shapes``: deterministic pictures in COCO format, made on first use.
+
+Boxes, areas and polygons describe the whole shape, also where a later shape covers a part of it.
+All numbers in the JSON files are multiples of a quarter pixel (areas: of 1/32 square pixel), so
+they are exact.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from iopath.common.file_io import file_lock
+
+from .coco_format import register_coco
+from .shapes_render import CLASSES, Shape, encode_bmp, image_size, render
+
+logger = logging.getLogger(__name__)
+
+NUM_TRAIN = 2000
+NUM_VAL = 300
+_FIRST_SEED = {"train": 0, "val": 1_000_000_000}
+_LOG_EVERY = 500  # images
+
+
+def render_shapes(folder: str | Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> None:
+    """Write ``{train,val}.json`` and ``{train,val}/000001.bmp``, ... unless they are there.
+
+    The folder appears whole or not at all. Several processes may call this at once: one renders,
+    the others wait.
+
+    Args:
+        folder: where the data set shall be; made together with its parents.
+        num_train: number of training images.
+        num_val: number of validation images.
+
+    Raises:
+        OSError: if the disk has too little room, with the needed and the free size.
+        FileExistsError: if the folder holds something else.
+    """
+    folder = Path(folder)
+    if _is_complete(folder):  # before the lock: the place may be read-only
+        return
+    with file_lock(os.path.abspath(folder)):
+        if _is_complete(folder):
+            return
+        if folder.exists():
+            raise FileExistsError(f"{folder} is not the data set 'shapes': move it away")
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+        counts = {"train": num_train, "val": num_val}
+        _check_disk(folder, counts)
+        for split, count in counts.items():
+            _write_split(partial, split, count)
+        os.replace(partial, folder)
+    logger.info("The data set 'shapes' is in %s", folder)
+
+
+def register_shapes(root: str) -> None:
+    """Register ``shapes_train`` and ``shapes_val``; they are rendered when first loaded.
+
+    Args:
+        root: folder of Detectron2's data sets; the data set goes to ``shapes`` inside it.
+    """
+    folder = os.path.join(root, "shapes")
+    for split in _FIRST_SEED:
+        register_coco(
+            f"shapes_{split}",
+            os.path.join(folder, f"{split}.json"),
+            os.path.join(folder, split),
+            prepare=lambda: render_shapes(folder),
+            thing_classes=list(CLASSES),
+            thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
+        )
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / f"{split}.json").is_file() for split in _FIRST_SEED)
+
+
+def _check_disk(folder: Path, counts: dict[str, int]) -> None:
+    needed = 0
+    for split, count in counts.items():
+        for i in range(count):
+            height, width = image_size(_FIRST_SEED[split] + i)
+            needed += 3 * height * width + 4096  # headers, annotations, rounding to blocks
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise OSError(
+            f"The data set 'shapes' needs {needed / 1e6:.1f} MB in {folder.parent}, where "
+            f"{free / 1e6:.1f} MB are free: make room, or point the environment variable "
+            "DETECTRON2_DATASETS to another disk"
+        )
+
+
+def _write_split(folder: Path, split: str, count: int) -> None:
+    (folder / split).mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for i in range(count):
+        if i % _LOG_EVERY == 0:
+            logger.info("Rendering shapes_%s: %d of %d images", split, i, count)
+        pixels, shapes = render(_FIRST_SEED[split] + i)
+        name = f"{i + 1:06d}.bmp"
+        (folder / split / name).write_bytes(encode_bmp(pixels))
+        height, width = pixels.shape[:2]
+        images.append({"id": i + 1, "file_name": name, "width": width, "height": height})
+        for shape in shapes:
+            annotations.append(_annotation(shape, len(annotations) + 1, image_id=i + 1))
+    content = {
+        "info": {"description": f"shapes_{split}: rendered circles, squares and triangles"},
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)],
+    }
+    (folder / f"{split}.json").write_text(json.dumps(content, separators=(",", ":")))
+
+
+def _annotation(shape: Shape, annotation_id: int, image_id: int) -> dict[str, Any]:
+    """The COCO annotation of a shape, in pixels of the image."""
+    x, y = shape.polygon.T
+    left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
+    twice_area = (x * np.roll(y, -1) - y * np.roll(x, -1)).sum()  # in 1/16 square pixels
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": shape.label + 1,
+        "bbox": [int(v) / 4 for v in (left, top, right - left, bottom - top)],
+        "area": int(twice_area) / 32,
+        "iscrowd": 0,
+        "segmentation": [[int(v) / 4 for v in shape.polygon.ravel()]],
+    }
