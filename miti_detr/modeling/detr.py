@@ -5,7 +5,7 @@ classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from miti_detr.checkpoint import adapt_state_dict, record_variant
 from miti_detr.layers import MLP, build_position_encoding
 
 from .backbone import MaskedBackbone
@@ -52,6 +53,7 @@ class MitiDetr(nn.Module):
         pixel_std: Sequence[float],
         size_bucket: int = 0,
         variant: dict[str, Any] | None = None,
+        weights_residual: str = "",
     ) -> None:
         """Put the parts together.
 
@@ -66,6 +68,7 @@ class MitiDetr(nn.Module):
             pixel_std: per channel, likewise.
             size_bucket: pad batches to a multiple of this many pixels; 0: no more than needed.
             variant: what a checkpoint should say about the function that the weights are for.
+            weights_residual: the layer residual that files without such a record were trained with.
         """
         super().__init__()
         d_model = transformer.d_model
@@ -82,6 +85,8 @@ class MitiDetr(nn.Module):
         self.variant = variant or {}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.weights_residual = weights_residual
+        self.register_state_dict_post_hook(record_variant)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -132,12 +137,30 @@ class MitiDetr(nn.Module):
                 "padding_mask": detr.PADDING_MASK,
                 "num_classes": detr.NUM_CLASSES,
             },
+            "weights_residual": detr.WEIGHTS_RESIDUAL,
         }
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.pixel_mean.device
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights of this model, or of another implementation of DETR after conversion.
+
+        Weights of another variant are refused by a model in evaluation mode, since they fit and
+        compute something else. Training may start from them; and so may a caller who loads
+        strictly, which no checkpointer does.
+
+        Raises:
+            CheckpointError: for weights of another variant, or that do not fit.
+        """
+        adapted = adapt_state_dict(
+            self, state_dict, stated=self.weights_residual, allow_other=self.training or strict
+        )
+        return super().load_state_dict(adapted, strict=strict, assign=assign)
 
     def forward(
         self, batched_inputs: list[dict[str, Any]]

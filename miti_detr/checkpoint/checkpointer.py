@@ -1,0 +1,190 @@
+"""Detectron2's checkpointer, for weights from anywhere."""
+
+import glob
+import logging
+import os
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+
+from .convert import ConversionReport, recognise
+from .errors import CheckpointError
+from .files import atomic_write, read_checkpoint, remove_incomplete, weights_file
+from .fit import prepare_weights
+from .tables import BACKBONE_SOURCES
+from .variant import RECORD_KEY, make_record, variant_of
+
+logger = logging.getLogger(__name__)
+
+
+class MitiDetrCheckpointer(DetectionCheckpointer):
+    """A ``DetectionCheckpointer`` that converts, checks, and writes whole files.
+
+    ``load`` takes any file that :func:`read_checkpoint` reads and :func:`convert_state_dict`
+    knows, and says in one line what it was. Weights of another variant are refused for evaluation
+    and announced as a warm start for training. Each checkpoint records the variant and the config.
+
+    A model that is not ours (it has no attribute ``variant``) is loaded as Detectron2 does it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        cfg: CfgNode | None = None,
+        for_training: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """Take the model and what is saved beside it.
+
+        Args:
+            model: may be wrapped in ``DistributedDataParallel``.
+            save_dir: folder of the checkpoints.
+            save_to_disk: None: in the main process only.
+            cfg: recorded in the checkpoints; ``MODEL.DETR.WEIGHTS_RESIDUAL`` and
+                ``MODEL.TRUST_WEIGHTS`` are read from it.
+            for_training: whether the model is going to be trained; None: if there are
+                checkpointables, such as the trainer or the optimizer.
+            checkpointables: objects with ``state_dict`` and ``load_state_dict``.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.cfg = cfg
+        self.for_training = for_training
+        self._path = ""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name.pth`` and then the tag of the last checkpoint, each whole or not at all.
+
+        Args:
+            name: of the file, without extension.
+            kwargs: further data to save.
+        """
+        variant = variant_of(self.model)
+        if variant is not None:
+            kwargs.setdefault(RECORD_KEY, make_record(variant, self.cfg))
+        if "://" in self.save_dir:  # remote folders have their own way
+            super().save(name, **kwargs)
+            return
+        if not self.save_dir or not self.save_to_disk:
+            return
+        remove_incomplete(self.save_dir)
+        state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as file:
+            torch.save({"model": self.model.state_dict(), **state, **kwargs}, file)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write which checkpoint is the last one.
+
+        Args:
+            last_filename_basename: its file name in the folder.
+        """
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        with atomic_write(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def has_checkpoint(self) -> bool:
+        """Tell whether there is a checkpoint to resume from: a tag alone is none."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Find the last checkpoint.
+
+        Returns:
+            The tagged file; if it is not there, the newest ``model_*.pth``; "" if there is none.
+        """
+        if "://" in self.save_dir:
+            return super().get_checkpoint_file() if super().has_checkpoint() else ""
+        tag = os.path.join(self.save_dir, "last_checkpoint")
+        if not self.save_dir or not os.path.isfile(tag):
+            return ""
+        path = super().get_checkpoint_file()
+        if os.path.isfile(path):
+            return path
+        models = glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth"))
+        newest = max(models, key=os.path.getmtime, default="")
+        logger.warning(
+            "%s names no file that exists; %s", tag, f"taking {newest}" if newest else "ignored"
+        )
+        return newest
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load weights, and with them what else the checkpointer tracks.
+
+        Args:
+            path: file, folder of a Hugging Face model, or URL; empty: nothing is loaded.
+            args: as in Detectron2.
+            kwargs: as in Detectron2.
+
+        Returns:
+            What is in the checkpoint and was not used.
+
+        Raises:
+            CheckpointError: names the file, what is wrong with it, and what to do.
+        """
+        self._path = path
+        if path and "://" not in path and variant_of(self.model) is not None:
+            url = urlparse(path)
+            path = url._replace(path=weights_file(url.path)).geturl()
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # Detectron2 leaves it, and then refuses to go on
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if variant_of(self.model) is None or not filename.endswith((".pkl", ".pyth")):
+            return super()._load_file(filename)
+        # Detectron2 unpickles these with everything allowed.
+        checkpoint = self._torch_load(filename)
+        if filename.endswith(".pyth"):
+            checkpoint.update(__author__="pycls", matching_heuristics=True)
+        return checkpoint
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        if variant_of(self.model) is None:
+            return super()._torch_load(f)
+        return read_checkpoint(f, trust=self.cfg is not None and self.cfg.MODEL.TRUST_WEIGHTS)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        variant = variant_of(self.model)
+        if variant is None:
+            return super()._load_model(checkpoint)
+        state = checkpoint["model"]
+        if checkpoint.get("matching_heuristics") and recognise(state) is None:
+            logger.info("%s: no format of ours; matched by Detectron2's heuristics", self._path)
+            return super()._load_model(checkpoint)
+        for_training = self.for_training
+        try:
+            checkpoint["model"], report, lines = prepare_weights(
+                state,
+                self.model.state_dict(),
+                variant,
+                record=checkpoint.pop(RECORD_KEY, None),
+                stated="" if self.cfg is None else self.cfg.MODEL.DETR.WEIGHTS_RESIDUAL,
+                for_training=bool(self.checkpointables) if for_training is None else for_training,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{self._path}: {error}") from error
+        for line in lines:
+            logger.info("%s: %s", self._path, line)
+        checkpoint.pop("matching_heuristics", None)
+        incompatible = super()._load_model(checkpoint)
+        if incompatible.missing_keys:
+            incompatible.missing_keys[:] = _unexplained(incompatible.missing_keys, report)
+        return incompatible
+
+
+def _unexplained(missing: list[str], report: ConversionReport) -> list[str]:
+    """Leave out the missing keys that the report has named, or its kind of weights implies."""
+    part = "backbone." if report.source in BACKBONE_SOURCES else ""
+    return [key for key in missing if key.startswith(part) and key not in report.reinitialised]

@@ -1,0 +1,233 @@
+"""State dicts of other implementations to ours and back: pure functions, no files."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import class_head
+from .errors import CheckpointError
+from .tables import BACKBONE_SOURCES, SOURCES, Row, pattern_regex
+
+StateDict = dict[str, Tensor]
+PRE_NORM_KEY = "transformer.encoder.norm.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """What happened to a state dict.
+
+    Attributes:
+        source: key of :data:`SOURCES`.
+        mapped: number of source tensors that went into the result.
+        dropped: source keys left out on purpose.
+        reinitialised: our keys that the source does not fit, so that the model's own values stay.
+        notes: further changes of values, such as the choice of class rows.
+        pre_norm: whether the weights are of a pre-norm transformer; None if they hold none.
+    """
+
+    source: str
+    mapped: int
+    dropped: tuple[str, ...] = ()
+    reinitialised: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    pre_norm: bool | None = None
+
+    def summary(self) -> str:
+        """Say it in one line."""
+        parts = (
+            f"recognised {SOURCES[self.source].label}: {self.mapped} tensors mapped",
+            _listed(self.dropped, "dropped"),
+            _listed(self.reinitialised, "re-initialised"),
+            *self.notes,
+        )
+        return "; ".join(part for part in parts if part)
+
+
+def recognise(state_dict: Mapping[str, object]) -> str | None:
+    """Name the format of a state dict by its keys.
+
+    Returns:
+        A key of :data:`SOURCES`, or None.
+    """
+    for name, source in SOURCES.items():
+        if any(key.startswith(source.signature) for key in state_dict):
+            return name
+    return None
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor | np.ndarray],
+    *,
+    num_classes: int | None,
+    source: str | None = None,
+) -> tuple[StateDict, ConversionReport]:
+    """Convert a state dict to the keys of ``MitiDetr``.
+
+    Args:
+        state_dict: tensors or arrays by key; left as it is.
+        num_classes: K of the model. A class head by COCO id (92 or 91 rows) is reduced to 80
+            classes; another number of rows than K + 1 leaves the head out. None: 80 for a head by
+            COCO id, otherwise what the source has.
+        source: key of :data:`SOURCES`; None: recognised by the keys.
+
+    Returns:
+        The new state dict, in the order of the source, and what was done.
+
+    Raises:
+        ValueError: if ``source`` is none of the names.
+        CheckpointError: if no format is recognised, or a key is not in its table.
+    """
+    if source is not None and source not in SOURCES:
+        raise ValueError(f"source {source!r} is not one of {', '.join(SOURCES)}")
+    source = source or recognise(state_dict)
+    if source is None:
+        raise CheckpointError(_unrecognised(state_dict))
+    label, _, rows = SOURCES[source]
+    if rows is None:
+        raise CheckpointError(f"recognised as {label}, another architecture than DETR")
+    tensors = {key: torch.as_tensor(value) for key, value in state_dict.items()}
+    result, dropped = _apply(rows, tensors, label)
+    reinitialised, notes = _fit_class_head(result, num_classes)
+    mapped = len(tensors) - len(dropped) - len(reinitialised)
+    if source == "up_detr_pretrain":
+        reinitialised = class_head.KEYS
+    return result, ConversionReport(
+        source=source,
+        mapped=mapped,
+        dropped=dropped,
+        reinitialised=reinitialised,
+        notes=notes,
+        pre_norm=None if source in BACKBONE_SOURCES else PRE_NORM_KEY in result,
+    )
+
+
+def to_official(state_dict: Mapping[str, Tensor], *, num_classes: int | None = None) -> StateDict:
+    """Convert our state dict to the keys of the published DETR and Miti-DETR.
+
+    Args:
+        state_dict: of a ``MitiDetr`` with a ResNet of Detectron2.
+        num_classes: 80 keeps a head of 80 classes as it is; None or 91 writes it by COCO id, with
+            weight 0 and bias -1e4 for ids that are not in use. Heads of other sizes are kept.
+
+    Raises:
+        CheckpointError: for keys that the published models do not have.
+    """
+    result = _reverse(state_dict, SOURCES["detr"].rows, "official DETR")
+    if num_classes in (None, class_head.NO_OBJECT_ID):
+        for key in class_head.KEYS:
+            if key in result and len(result[key]) == class_head.COCO_CLASSES + 1:
+                result[key] = class_head.expand_coco_rows(result[key])
+    return result
+
+
+def to_d2_wrapper(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Convert our state dict to the keys of the published Detectron2 wrapper of DETR.
+
+    Its ``criterion.empty_weight`` is left out, as its own converter does.
+
+    Raises:
+        CheckpointError: for keys that the wrapper does not have.
+    """
+    return _reverse(state_dict, SOURCES["d2_wrapper"].rows, "the Detectron2 wrapper of DETR")
+
+
+def reverse_huggingface(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Convert our state dict to Hugging Face keys (4.x names, timm backbone), projections split.
+
+    Raises:
+        CheckpointError: for keys that Hugging Face's DETR does not have.
+    """
+    return _reverse(state_dict, SOURCES["hf"].rows, "Hugging Face DETR")
+
+
+def _listed(keys: tuple[str, ...], what: str) -> str:
+    """Say which keys, a few of them by name."""
+    shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return f"{len(keys)} {what} ({shown})" if keys else ""
+
+
+def _apply(
+    rows: tuple[Row, ...], tensors: StateDict, label: str
+) -> tuple[StateDict, tuple[str, ...]]:
+    """Rename by the table; pack what comes in parts."""
+    result: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    dropped = []
+    for key, tensor in tensors.items():
+        row, match = _find(rows, key, label)
+        if row.ours is None:
+            dropped.append(key)
+            continue
+        ours = row.ours.format(**match.groupdict())
+        if ours in result and row.part is None:
+            raise CheckpointError(f"two keys stand for {ours}, one of them {key!r}")
+        if row.part is None:
+            result[ours] = tensor
+        else:
+            parts.setdefault(ours, {})[row.part] = tensor
+            result[ours] = tensor  # keeps the place in the order; packed below
+    for ours, thirds in parts.items():
+        if len(thirds) < 3:
+            raise CheckpointError(f"{ours} needs query, key and value; {len(thirds)} of 3 given")
+        result[ours] = torch.cat([thirds[part] for part in range(3)])
+    return result, tuple(dropped)
+
+
+def _find(rows: tuple[Row, ...], key: str, label: str) -> tuple[Row, re.Match[str]]:
+    for row in rows:
+        match = pattern_regex(row.theirs).fullmatch(key)
+        if match:
+            return row, match
+    near = difflib.get_close_matches(key, [row.theirs for row in rows], n=3, cutoff=0.5)
+    hint = f"; the nearest known ones are {', '.join(near)}" if near else ""
+    raise CheckpointError(f"recognised as {label}, which has no key {key!r}{hint}")
+
+
+def _reverse(
+    state_dict: Mapping[str, Tensor], rows: tuple[Row, ...] | None, label: str
+) -> StateDict:
+    """Read a table from right to left, by the first row (or three of parts) that fits."""
+    result: StateDict = {}
+    for key, tensor in state_dict.items():
+        fits = [
+            (row, match)
+            for row in rows or ()
+            if row.ours is not None and (match := pattern_regex(row.ours).fullmatch(key))
+        ]
+        if not fits:
+            raise CheckpointError(f"{key!r} has no counterpart in {label}")
+        for row, match in fits[: 1 if fits[0][0].part is None else 3]:
+            theirs = row.theirs.format(**match.groupdict())
+            result[theirs] = tensor if row.part is None else tensor.chunk(3)[row.part].clone()
+    return result
+
+
+def _fit_class_head(
+    result: StateDict, num_classes: int | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Choose the class rows in place; say what is left out, and what was chosen."""
+    if class_head.KEYS[0] not in result:
+        return (), ()
+    rows = len(result[class_head.KEYS[0]])
+    if num_classes is None and class_head.coco_rows(rows, class_head.COCO_CLASSES):
+        num_classes = class_head.COCO_CLASSES
+    if num_classes is None or rows == num_classes + 1:
+        return (), ()
+    present = tuple(key for key in class_head.KEYS if key in result)
+    if class_head.coco_rows(rows, num_classes):
+        result.update({key: class_head.select_coco_rows(result[key]) for key in present})
+        return (), (f"class head: {rows} -> {num_classes + 1} rows by COCO id",)
+    for key in present:
+        del result[key]
+    return present, (f"class head: {rows} rows in the file, {num_classes + 1} in the model",)
+
+
+def _unrecognised(state_dict: Mapping[str, object]) -> str:
+    first = ", ".join(repr(key) for key in list(state_dict)[:3])
+    known = ", ".join(source.label for source in SOURCES.values())
+    return f"its keys ({first}, ...) are of none of the known formats: {known}"

@@ -1,0 +1,142 @@
+"""Weight files from one format to another."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from torch import Tensor
+
+from .class_head import KEYS, NO_OBJECT_ID
+from .convert import ConversionReport, StateDict, convert_state_dict, to_d2_wrapper, to_official
+from .errors import CheckpointError
+from .files import atomic_write, read_checkpoint
+from .huggingface import to_hf
+from .variant import LAYER_RESIDUALS, RECORD_KEY, STATE_KEY, make_record
+
+FORMATS = ("ours", "detr", "d2-wrapper", "hf")
+
+
+def convert_file(
+    source: str,
+    target: str,
+    to: str,
+    *,
+    num_classes: int | None = None,
+    residual: str | None = None,
+    trust: bool = False,
+) -> list[str]:
+    """Convert a file of weights.
+
+    Args:
+        source: any file or folder that :func:`read_checkpoint` reads.
+        target: file to write (with ``hf``: folder); what is there is replaced.
+        to: one of :data:`FORMATS`.
+        num_classes: K of the result. None: by COCO id for ``detr``, contiguous for the others,
+            and other data sets as they are.
+        residual: layer residual of the weights, for sources that do not record it.
+        trust: as in :func:`read_checkpoint`.
+
+    Returns:
+        Lines that say what was done.
+
+    Raises:
+        ValueError: for an unknown format or residual.
+        CheckpointError: if the weights cannot be read or do not fit the format.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"format {to!r} is not one of {', '.join(FORMATS)}")
+    checkpoint = read_checkpoint(source, trust=trust)
+    by_coco_id = to == "detr" and num_classes == NO_OBJECT_ID
+    try:
+        state, report = convert_state_dict(
+            checkpoint["model"], num_classes=None if by_coco_id else num_classes
+        )
+        record = _record(checkpoint, residual, report)
+        lines = [report.summary()]
+        if to == "ours":
+            extra = {RECORD_KEY: record} if record else {}
+            _save(target, {"model": state, **extra})
+        else:
+            lines += _export(target, to, state, record, num_classes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    return [*lines, f"wrote {target}"]
+
+
+def _export(
+    target: str, to: str, state: StateDict, record: Mapping[str, Any], num_classes: int | None
+) -> list[str]:
+    if any(key not in state for key in KEYS):
+        raise CheckpointError(
+            f"a whole model is needed for {to}, and these weights have no class head for it; "
+            "without --num-classes the head stays as it is"
+        )
+    residual = record.get("layer_residual")
+    if to == "hf":
+        if residual not in (None, "none"):
+            raise CheckpointError(f"Hugging Face's DETR has no layer residual {residual}")
+        _save_hf(target, state, record)
+    else:
+        official = to == "detr"
+        result = to_official(state, num_classes=num_classes) if official else to_d2_wrapper(state)
+        _save(target, {"model": result})
+    if residual in (None, "none"):
+        return []
+    return [
+        f"this format cannot record that these are {residual} weights: state {STATE_KEY} "
+        f"{residual} wherever they are loaded"
+    ]
+
+
+def _record(
+    checkpoint: Mapping[str, Any], residual: str | None, report: ConversionReport
+) -> dict[str, Any]:
+    """What the source or the caller says of the weights; empty if nobody does."""
+    metadata = getattr(checkpoint["model"], "_metadata", {}).get("", {})
+    record = checkpoint.get(RECORD_KEY) or metadata.get(RECORD_KEY) or {}
+    known = record.get("layer_residual", residual)
+    if residual is None:
+        return dict(record)
+    if residual not in LAYER_RESIDUALS:
+        raise ValueError(f"residual {residual!r} is not one of {', '.join(LAYER_RESIDUALS)}")
+    if known != residual:
+        raise CheckpointError(f"the file records {known} as its layer residual, not {residual}")
+    stated = {"layer_residual": residual, "layer_residual_in": "both", "pre_norm": report.pre_norm}
+    return dict(record) or make_record(stated)
+
+
+def _save(path: str, data: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        torch.save(data, file)
+
+
+def _save_hf(folder: str, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise CheckpointError("--to hf needs `pip install miti_detr[hf]`") from error
+    tensors, config = to_hf(state, **_hf_options(record, len(state[KEYS[1]]) - 1))
+    weights = save({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "pt"})
+    with atomic_write(os.path.join(folder, "model.safetensors")) as file:
+        file.write(weights)
+    with atomic_write(os.path.join(folder, "config.json")) as file:
+        file.write(json.dumps(config, indent=2).encode())
+
+
+def _hf_options(record: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """What the weights do not tell but a recorded config does."""
+    if not record.get("config"):
+        return {}
+    cfg = CfgNode.load_cfg(record["config"])
+    names = None
+    if cfg.DATASETS.TRAIN and cfg.DATASETS.TRAIN[0] in MetadataCatalog.list():
+        names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    return {
+        "nhead": cfg.MODEL.DETR.NHEADS,
+        "dilation": cfg.MODEL.RESNETS.RES5_DILATION == 2,
+        "class_names": names if names and len(names) == num_classes else None,
+    }

@@ -1,0 +1,124 @@
+"""Weights of any known format, made to fit one model and checked against its variant."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .convert import ConversionReport, StateDict, convert_state_dict
+from .errors import CheckpointError
+from .tables import BACKBONE_SOURCES
+from .variant import (
+    RECORD_KEY,
+    Variant,
+    check_pre_norm,
+    check_variant,
+    weights_variant,
+)
+
+_BODY, _BOTTOM_UP = "backbone.body.", "backbone.body.bottom_up."
+_QUERIES = "query_embed.weight"
+
+
+def prepare_weights(
+    state_dict: Mapping[str, Tensor | np.ndarray],
+    own: Mapping[str, Tensor],
+    variant: Variant,
+    *,
+    record: Variant | None = None,
+    stated: str = "",
+    for_training: bool,
+) -> tuple[StateDict, ConversionReport, tuple[str, ...]]:
+    """Convert weights to the keys and shapes of a model, if they are meant for it.
+
+    Args:
+        state_dict: in a format that :func:`convert_state_dict` recognises.
+        own: state dict of the model.
+        variant: of the model; empty if it does not know.
+        record: what the checkpoint says of the weights. None: looked up in the metadata of
+            ``state_dict``.
+        stated: value of ``MODEL.DETR.WEIGHTS_RESIDUAL``.
+        for_training: another variant's weights are then a warm start, not an error.
+
+    Returns:
+        The state dict to load (without the record; keys may be missing), the report of the
+        conversion, and lines for the log.
+
+    Raises:
+        CheckpointError: if they do not fit.
+    """
+    metadata = dict(getattr(state_dict, "_metadata", {}))
+    top = dict(metadata.get("", {}))
+    recorded = top.pop(RECORD_KEY, None)
+    head = own.get("class_embed.weight")
+    state, report = convert_state_dict(
+        state_dict, num_classes=None if head is None else len(head) - 1
+    )
+    lines = [report.summary()]
+    if report.source not in BACKBONE_SOURCES:
+        check_pre_norm(variant, report.pre_norm)
+        weights = weights_variant(record or recorded, stated)
+        lines.append(check_variant(variant, weights, for_training=for_training))
+    lines.append(fit_to_model(state, own))
+    if report.source == "ours" and metadata:
+        state = _WithMetadata(state)
+        state._metadata = {**metadata, "": top}
+    return state, report, tuple(line for line in lines if line)
+
+
+class _WithMetadata(dict[str, Tensor]):
+    """A state dict with the versions of its modules, where ``nn.Module`` looks for them."""
+
+    _metadata: dict[str, Any]
+
+
+def fit_to_model(state: StateDict, own: Mapping[str, Tensor]) -> str:
+    """Fit a state dict in our keys to a model, in place.
+
+    The ResNet goes below a feature pyramid if the model has one. Query embeddings are trimmed, or
+    completed with the model's own.
+
+    Args:
+        state: to be loaded; may lack keys.
+        own: state dict of the model.
+
+    Returns:
+        What was done to the queries, for the log; or an empty string.
+
+    Raises:
+        CheckpointError: names a key that the model does not have, or has in another shape.
+    """
+    if any(key.startswith(_BOTTOM_UP) for key in own):
+        for key in [k for k in state if k.startswith(_BODY) and k not in own]:
+            state[_BOTTOM_UP + key.removeprefix(_BODY)] = state.pop(key)
+    for key in [k for k in state if k.endswith(".num_batches_tracked") and k not in own]:
+        del state[key]
+    note = _fit_queries(state, own)
+    for key, tensor in state.items():
+        if key not in own:
+            near = difflib.get_close_matches(key, own, n=3, cutoff=0.5)
+            hint = f"; the nearest ones are {', '.join(near)}" if near else ""
+            raise CheckpointError(f"the model has no key {key!r} as these weights do{hint}")
+        if tensor.shape != own[key].shape:
+            raise CheckpointError(
+                f"{key} has shape {tuple(tensor.shape)} in these weights and "
+                f"{tuple(own[key].shape)} in the model: its MODEL keys (sizes, layers, backbone) "
+                "are not those of the weights"
+            )
+    return note
+
+
+def _fit_queries(state: StateDict, own: Mapping[str, Tensor]) -> str:
+    theirs, ours = state.get(_QUERIES), own.get(_QUERIES)
+    if theirs is None or ours is None or len(theirs) == len(ours):
+        return ""
+    if theirs.shape[1:] != ours.shape[1:]:
+        return ""  # another width: reported with the other shapes
+    kept = min(len(theirs), len(ours))
+    fitted = ours.detach().clone()
+    fitted[:kept] = theirs[:kept]
+    state[_QUERIES] = fitted
+    rest = f", the other {len(ours) - kept} re-initialised" if len(ours) > kept else ""
+    return f"object queries: {kept} of {len(theirs)} copied into {len(ours)}{rest}"

@@ -1,0 +1,107 @@
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+
+from miti_detr.checkpoint import (
+    CheckpointError,
+    MitiDetrCheckpointer,
+    to_d2_wrapper,
+    to_official,
+)
+from miti_detr.checkpoint.convert import reverse_huggingface
+from tests.checkpoint.helpers import assert_same, r50_config, tiny_model
+from tests.checkpoint.test_checkpointer import RESNET18
+
+RESIDUAL = "MODEL.DETR.LAYER_RESIDUAL"
+
+
+def resnet18(seed, *overrides):
+    torch.manual_seed(seed)
+    return build_model(r50_config(*RESNET18, *overrides))
+
+
+@pytest.mark.parametrize("export", [to_d2_wrapper, reverse_huggingface])
+def test_stock_checkpointer_reads_foreign_files(export, tmp_path, caplog):
+    model, other = resnet18(0), resnet18(1)
+    torch.save({"model": export(model.state_dict())}, tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO):
+        DetectionCheckpointer(other.eval()).load(str(tmp_path / "w.pth"))
+    assert_same(other.state_dict(), model.state_dict())
+    assert "recognised" in caplog.text
+    assert "taken as DETR" in caplog.text
+
+
+def test_stock_checkpointer_cannot_pass_on_coco_rows_and_that_is_said(tmp_path, caplog):
+    model, other = resnet18(0), resnet18(1)
+    head = other.class_embed.weight.detach().clone()
+    torch.save(to_official(model.state_dict()), tmp_path / "w.pth")
+    DetectionCheckpointer(other).load(str(tmp_path / "w.pth"))
+    assert "left out on the way here: load them with MitiDetrCheckpointer" in caplog.text
+    torch.testing.assert_close(other.class_embed.weight, head, rtol=0, atol=0)
+    torch.testing.assert_close(other.input_proj.weight, model.input_proj.weight, rtol=0, atol=0)
+
+
+def test_variant_travels_with_the_stock_checkpointer(tmp_path, caplog):
+    """Saved by Detectron2's own, refused in evaluation, announced in training; by ours as well."""
+    DetectionCheckpointer(tiny_model(0, RESIDUAL, "none"), str(tmp_path)).save("detr")
+    path = str(tmp_path / "detr.pth")
+    DetectionCheckpointer(tiny_model(1, RESIDUAL, "none").eval()).load(path)
+    with pytest.raises(CheckpointError, match=r"these are DETR.*the model is Miti-DETR"):
+        DetectionCheckpointer(tiny_model(1).eval()).load(path)
+    with caplog.at_level(logging.INFO):
+        DetectionCheckpointer(tiny_model(1).train()).load(path)
+    assert "a warm start" in caplog.text
+    with pytest.raises(CheckpointError, match="recorded in the file"):
+        MitiDetrCheckpointer(tiny_model(1)).load(path)
+
+
+def test_variant_travels_in_a_parallel_wrapper(tmp_path):
+    """``torch.save(ddp_model.state_dict())``: ``module.`` before every key."""
+    wrapped = torch.nn.ModuleDict({"module": tiny_model(0, RESIDUAL, "none")})
+    torch.save(wrapped.state_dict(), tmp_path / "ddp.pth")
+    MitiDetrCheckpointer(tiny_model(1, RESIDUAL, "none")).load(str(tmp_path / "ddp.pth"))
+    with pytest.raises(CheckpointError, match="recorded in the file"):
+        MitiDetrCheckpointer(tiny_model(1)).load(str(tmp_path / "ddp.pth"))
+
+
+def test_our_checkpointer_decides_alone(tmp_path):
+    """What it lets pass (a statement, a warm start) the hooks do not stop again."""
+    MitiDetrCheckpointer(tiny_model(0, RESIDUAL, "none"), str(tmp_path)).save("detr")
+    MitiDetrCheckpointer(tiny_model(1).eval(), for_training=True).load(str(tmp_path / "detr.pth"))
+
+
+def test_strict_load_and_plain_dict_pass():
+    """A caller with both models in hand may compare them; checkpointers load non-strictly."""
+    detr, miti = tiny_model(0, RESIDUAL, "none").eval(), tiny_model(1).eval()
+    with pytest.raises(CheckpointError, match="these are DETR"):
+        miti.load_state_dict(detr.state_dict(), strict=False)
+    miti.load_state_dict(dict(detr.state_dict()), strict=False)
+    miti.load_state_dict(detr.state_dict())
+    assert_same(miti.state_dict(), detr.state_dict())
+
+
+def test_foreign_weights_are_refused_by_a_miti_model_in_evaluation():
+    official = to_official(resnet18(0).state_dict(), num_classes=80)
+    miti = resnet18(1, RESIDUAL, "before_norm").eval()
+    with pytest.raises(CheckpointError, match="taken as DETR"):
+        miti.load_state_dict(official, strict=False)
+    stated = resnet18(1, RESIDUAL, "before_norm", "MODEL.DETR.WEIGHTS_RESIDUAL", "before_norm")
+    stated.eval().load_state_dict(official, strict=False)
+
+
+def test_model_with_hooks_copies_and_pickles():
+    model = tiny_model()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other.load_state_dict(model.state_dict())
+        assert other.state_dict()._metadata[""]["miti_detr"]["layer_residual"] == "before_norm"
+
+
+def test_nested_model_is_left_alone():
+    model, other = tiny_model(0), tiny_model(1)
+    torch.nn.Sequential(other).load_state_dict(torch.nn.Sequential(model).state_dict())
+    assert_same(other.state_dict(), model.state_dict())
