@@ -14,25 +14,23 @@ def add_miti_detr_config(cfg: CN) -> None:
     Args:
         cfg: the config of :func:`detectron2.config.get_cfg`; changed in place.
     """
-    _add_model_keys(cfg)
+    cfg.MODEL.DETR = CN()
+    _add_transformer_keys(cfg)
+    _add_prediction_keys(cfg)
+    _add_weights_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
 
 
-def _add_model_keys(cfg: CN) -> None:
-    cfg.MODEL.DETR = CN()
+def _add_transformer_keys(cfg: CN) -> None:
     detr = cfg.MODEL.DETR
-
-    # --- the layer residual (the one switch between DETR and Miti-DETR) ---
-    # Where the input of a transformer layer joins its output:
+    # The one switch between DETR and Miti-DETR: where the input of a layer joins its output
     #   none        DETR
     #   before_norm Miti-DETR as published: joins the last sum, before the last LayerNorm
     #   after_norm  Miti-DETR by equation (6) of the paper: added to the finished layer
     detr.LAYER_RESIDUAL = "before_norm"
     # Which stacks have it: both | encoder | decoder
     detr.LAYER_RESIDUAL_IN = "both"
-
-    # --- transformer ---
     detr.TRANSFORMER_NAME = "ResidualTransformer"  # a name in TRANSFORMER_REGISTRY
     detr.HIDDEN_DIM = 256  # width C of the tokens
     detr.NHEADS = 8  # attention heads; must divide HIDDEN_DIM
@@ -43,7 +41,9 @@ def _add_model_keys(cfg: CN) -> None:
     detr.DROPOUT = 0.1
     detr.PRE_NORM = False  # True: LayerNorm before each sub-layer instead of after it
 
-    # --- set prediction ---
+
+def _add_prediction_keys(cfg: CN) -> None:
+    detr = cfg.MODEL.DETR
     detr.NUM_CLASSES = 80  # K; "no object" is index K of the logits
     # Q; an image with more objects than that cannot be fully detected
     detr.NUM_OBJECT_QUERIES = 100
@@ -58,25 +58,25 @@ def _add_model_keys(cfg: CN) -> None:
     # Batches are padded to a multiple of this many pixels in height and width. 0: to the largest
     # image, as published. Few distinct shapes make CPU and compiled runs faster.
     detr.SIZE_BUCKETS = 0
-
     # Compute frozen batch norms within their convolutions, in channels_last layout: the same
     # numbers but for rounding, faster and with less memory
     cfg.MODEL.BACKBONE.FOLD_NORM = True
 
-    # --- set loss ---
+    # Weights of the set loss
     # Weight of the classification loss, and of the class probability in the matching cost
     detr.CLASS_WEIGHT = 1.0
     detr.L1_WEIGHT = 5.0  # the same for the L1 distance of the boxes
     detr.GIOU_WEIGHT = 2.0  # the same for the generalised IoU
     detr.NO_OBJECT_WEIGHT = 0.1  # class weight of "no object" in the cross-entropy
     detr.DEEP_SUPERVISION = True  # losses on every decoder layer, not the last one alone
-    # Only for YAML files of the wrapper: its mask training, which is not part of this project
-    detr.FROZEN_WEIGHTS = ""
 
-    # --- weights ---
+
+def _add_weights_keys(cfg: CN) -> None:
     # Layer residual that MODEL.WEIGHTS was trained with: none | before_norm | after_norm.
     # "": as the file records it; a file without a record is taken as none (DETR)
-    detr.WEIGHTS_RESIDUAL = ""
+    cfg.MODEL.DETR.WEIGHTS_RESIDUAL = ""
+    # Only for YAML files of the wrapper: its mask training, which is not part of this project
+    cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
     # Read weights that need more than tensors and plain values. Such a file can run any code:
     # only for files whose origin you trust
     cfg.MODEL.TRUST_WEIGHTS = False

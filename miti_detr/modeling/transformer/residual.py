@@ -40,6 +40,27 @@ LAYER_RESIDUALS = ("none", "before_norm", "after_norm")
 LAYER_RESIDUAL_STACKS = ("both", "encoder", "decoder")
 
 
+def placements(layer_residual: str, layer_residual_in: str) -> tuple[str, str]:
+    """Placement in the encoder and in the decoder.
+
+    Args:
+        layer_residual: one of :data:`LAYER_RESIDUALS`.
+        layer_residual_in: one of :data:`LAYER_RESIDUAL_STACKS`; the other stack is DETR's.
+
+    Raises:
+        ValueError: for another stack.
+    """
+    if layer_residual_in not in LAYER_RESIDUAL_STACKS:
+        raise ValueError(
+            f"layer_residual_in {layer_residual_in!r} is not one of "
+            f"{', '.join(LAYER_RESIDUAL_STACKS)} (config key MODEL.DETR.LAYER_RESIDUAL_IN)"
+        )
+    return (
+        layer_residual if layer_residual_in != "decoder" else "none",
+        layer_residual if layer_residual_in != "encoder" else "none",
+    )
+
+
 class LayerResidual(nn.Module):
     """Closes a transformer layer: the last sum and norm, with the layer input joined to them.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .build import TRANSFORMER_REGISTRY
 from .layers import DecoderLayer, EncoderLayer
-from .residual import LAYER_RESIDUAL_STACKS
+from .residual import placements
 
 
 class TransformerEncoder(nn.Module):
@@ -111,11 +111,6 @@ class ResidualTransformer(nn.Module):
             ValueError: for values outside these.
         """
         super().__init__()
-        if layer_residual_in not in LAYER_RESIDUAL_STACKS:
-            raise ValueError(
-                f"layer_residual_in {layer_residual_in!r} is not one of "
-                f"{', '.join(LAYER_RESIDUAL_STACKS)} (config key MODEL.DETR.LAYER_RESIDUAL_IN)"
-            )
         if num_encoder_layers < 0 or num_decoder_layers < 1:
             raise ValueError(
                 f"{num_encoder_layers} encoder and {num_decoder_layers} decoder layers: "
@@ -128,8 +123,7 @@ class ResidualTransformer(nn.Module):
             "dropout": dropout,
             "pre_norm": pre_norm,
         }
-        in_encoder = layer_residual if layer_residual_in != "decoder" else "none"
-        in_decoder = layer_residual if layer_residual_in != "encoder" else "none"
+        in_encoder, in_decoder = placements(layer_residual, layer_residual_in)
         self.encoder = TransformerEncoder(
             EncoderLayer(**shared, layer_residual=in_encoder),
             num_encoder_layers,
