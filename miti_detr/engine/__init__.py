@@ -1,0 +1,21 @@
+"""Training and evaluation runs."""
+
+from .launch import run, share_threads
+from .nonfinite import NonFiniteError, ReplayReport, replay
+from .optimizer import build_optimizer
+from .setup import log_version, resolve_device, setup_config, setup_run_logger
+from .trainer import Trainer
+
+__all__ = [
+    "NonFiniteError",
+    "ReplayReport",
+    "Trainer",
+    "build_optimizer",
+    "log_version",
+    "replay",
+    "resolve_device",
+    "run",
+    "setup_config",
+    "setup_run_logger",
+    "share_threads",
+]

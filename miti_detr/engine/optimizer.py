@@ -1,0 +1,113 @@
+"""The optimizer of DETR: two learning rates, one weight decay, clipping over the whole model.
+
+The published Detectron2 wrapper (facebookresearch/detr ``d2/train_net.py`` at 29901c5) does the
+same with a method of its trainer; here Detectron2's helpers do most of it.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import (
+    _generate_optimizer_class_with_gradient_clipping,
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+)
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+# Devices whose fused AdamW and foreach norms torch supports; elsewhere its defaults are used.
+_FAST_DEVICES = ("cpu", "cuda")
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Build ``SOLVER.OPTIMIZER`` with the parameter groups of DETR.
+
+    Backbone parameters learn at ``BASE_LR * BACKBONE_MULTIPLIER``, all others at ``BASE_LR``. Every
+    parameter has the same ``WEIGHT_DECAY``, normalisation layers included, as published:
+    ``SOLVER.WEIGHT_DECAY_NORM`` is not used.
+
+    With ``CLIP_TYPE: full_model`` the optimizer's ``step`` first scales all gradients together so
+    that their norm is at most ``CLIP_VALUE``, and puts the norm before it as ``grad_norm`` into the
+    event storage.
+
+    Args:
+        cfg: uses ``SOLVER``.
+        model: its parameters with ``requires_grad`` are optimised.
+
+    Raises:
+        ValueError: ``SOLVER.OPTIMIZER`` is unknown.
+    """
+    device = next(model.parameters()).device.type
+    fast = True if device in _FAST_DEVICES else None
+    solver = cfg.SOLVER
+    arguments: dict[str, Any] = {"lr": solver.BASE_LR, "weight_decay": solver.WEIGHT_DECAY}
+    kind: type[torch.optim.Optimizer]
+    if solver.OPTIMIZER == "ADAMW":
+        kind = torch.optim.AdamW
+        arguments["fused"] = fast
+    elif solver.OPTIMIZER == "SGD":
+        kind = torch.optim.SGD
+        arguments.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=fast)
+    else:
+        raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; possible: ADAMW, SGD")
+    optimizer = _with_clipping(cfg, kind, foreach=fast)(_parameter_groups(cfg, model), **arguments)
+    if solver.CLIP_GRADIENTS.ENABLED:
+        # Fused optimizers remove the gradient scale of float16 training inside their kernel, after
+        # the clipping. Without this mark GradScaler does it before ``step``.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    for group in optimizer.param_groups:
+        count = sum(p.numel() for p in group["params"])
+        logger.info("%s parameters with learning rate %g", f"{count:,}", group["lr"])
+    return optimizer
+
+
+def is_backbone(name: str) -> bool:
+    """Say whether the parameter ``name`` has the learning rate of the backbone.
+
+    The published rule is "the name contains ``backbone``". Learned position encodings are part of
+    the backbone there, so they have its learning rate, too.
+    """
+    return "backbone" in name or name.startswith("position_encoding")
+
+
+def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    solver = cfg.SOLVER
+
+    def factor(name: str) -> float:
+        """Learning rate of a parameter relative to ``BASE_LR``."""
+        return solver.BACKBONE_MULTIPLIER if is_backbone(name.lstrip(".")) else 1.0
+
+    return get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=factor,
+    )
+
+
+def _with_clipping(
+    cfg: CfgNode, kind: type[torch.optim.Optimizer], *, foreach: bool | None
+) -> Callable[..., torch.optim.Optimizer]:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, kind)
+
+    def clip_full_model(parameters: Iterable[nn.Parameter]) -> None:
+        """Scale all gradients together, and record the norm before."""
+        norm = torch.nn.utils.clip_grad_norm_(
+            parameters, clip.CLIP_VALUE, clip.NORM_TYPE, foreach=foreach
+        ).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the norm of the gradients is {norm}")
+        if has_event_storage():
+            get_event_storage().put_scalar("grad_norm", norm)
+
+    return _generate_optimizer_class_with_gradient_clipping(kind, global_clipper=clip_full_model)

@@ -1,0 +1,120 @@
+"""Inference on images in memory: the config of a checkpoint, and a predictor that takes a batch."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from miti_detr.checkpoint import MitiDetrCheckpointer, read_checkpoint
+from miti_detr.checkpoint.variant import RECORD_KEY
+
+from .setup import setup_config
+
+
+def load_config(
+    config_file: str | None = None, *, weights: str, overrides: Sequence[str] = ()
+) -> CfgNode:
+    """Read the config of a trained model.
+
+    Args:
+        config_file: YAML file; None takes the config that is recorded in ``weights``.
+        weights: checkpoint; becomes ``MODEL.WEIGHTS``.
+        overrides: alternating keys and values, applied last.
+
+    Returns:
+        The frozen config, as :func:`~miti_detr.engine.setup.setup_config` reads it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is neither a config file nor a recorded config, or a key or its value is
+            not possible.
+    """
+    # Mixed precision belongs to the training; asked for here, it would be refused on a CPU.
+    options = ["MODEL.WEIGHTS", weights, "SOLVER.AMP.ENABLED", "False", *overrides]
+    if config_file is not None:
+        cfg = setup_config(config_file, options)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            recorded = Path(folder) / "config.yaml"
+            recorded.write_text(_recorded_config(weights), encoding="utf-8")
+            cfg = setup_config(str(recorded), options)
+    cfg.freeze()
+    return cfg
+
+
+def _recorded_config(weights: str) -> str:
+    record = read_checkpoint(PathManager.get_local_path(weights)).get(RECORD_KEY)
+    if not isinstance(record, dict) or not record.get("config"):
+        raise ValueError(f"{weights} records no config; name its YAML file with --config-file")
+    return record["config"]
+
+
+class Predictor:
+    """Predicts batches of images as they come from a file.
+
+    Differs from :class:`detectron2.engine.DefaultPredictor` in three points: it takes a batch, the
+    images are in the model's own channel order, and the results are on the CPU.
+    """
+
+    @configurable
+    def __init__(self, *, model: nn.Module, resize: T.Augmentation, input_format: str) -> None:
+        """Take the built parts; ``Predictor(cfg)`` builds them from a config.
+
+        Args:
+            model: takes Detectron2's list of inputs, returns ``{"instances": Instances}`` for each.
+            resize: geometric change from the image to the network's input.
+            input_format: channel order of the images, ``BGR`` or ``RGB``.
+        """
+        self.model = model.eval()
+        self.resize = resize
+        self.input_format = input_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the model, load ``MODEL.WEIGHTS``, and resize as the evaluation of ``cfg`` does."""
+        model = build_model(cfg)
+        MitiDetrCheckpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS)
+        shortest = [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TEST]
+        return {
+            "model": model,
+            "resize": T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST),
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Instances]:
+        """Detect objects in one batch.
+
+        Args:
+            images: arrays (H, W, 3), uint8, channels in ``input_format``; sizes may differ.
+
+        Returns:
+            For each image its detections, on the CPU, unfiltered: ``pred_boxes`` (xyxy, pixels of
+            the image as given), ``scores`` in [0, 1], ``pred_classes`` (contiguous).
+
+        Raises:
+            ValueError: an image has another shape.
+        """
+        if not images:
+            return []
+        inputs = [self._prepare(index, image) for index, image in enumerate(images)]
+        with torch.no_grad():
+            outputs = self.model(inputs)
+        return [output["instances"].to("cpu") for output in outputs]
+
+    def _prepare(self, index: int, image: np.ndarray) -> dict[str, Any]:
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"image {index} has shape {image.shape}; needed: (H, W, 3)")
+        height, width = image.shape[:2]
+        resized = self.resize.get_transform(image).apply_image(image)
+        # A copy in (3, H, W) order: a view would be channels_last, which convolutions treat apart.
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}

@@ -1,0 +1,96 @@
+"""One training step: forward, check, backward, update."""
+
+import time
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from .nonfinite import NonFiniteGuard
+from .seed import seed_step
+
+
+class TrainStep(SimpleTrainer):
+    """Detectron2's ``SimpleTrainer``, with three differences.
+
+    Each step's randomness is a function of (seed, iteration, rank), see
+    :mod:`miti_detr.engine.seed`. A loss or gradient that is not finite stops the run before the
+    weights change. And mixed precision works on CPUs too, which Detectron2's ``AMPTrainer``
+    refuses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int,
+        guard: NonFiniteGuard,
+        amp_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Take the built parts.
+
+        Args:
+            model: returns a dict of weighted losses; may be wrapped for several processes.
+            data_loader: iterable of batches, lists of Detectron2's dataset dicts.
+            optimizer: of the model's parameters.
+            seed: of the run, at least 0.
+            guard: what to do about values that are not finite.
+            amp_dtype: precision of autocast; None: no mixed precision.
+        """
+        super().__init__(model, data_loader, optimizer)
+        self.seed = seed
+        self.guard = guard
+        self.amp_dtype = amp_dtype
+        self.device_type = next(model.parameters()).device.type
+        # Without scaling, small float16 gradients vanish; bfloat16 has the range of float32.
+        self.grad_scaler = torch.amp.GradScaler(
+            self.device_type, enabled=amp_dtype is torch.float16
+        )
+
+    def run_step(self) -> None:
+        """Do one step with the next batch.
+
+        Raises:
+            NonFiniteError: a loss, or the norm of the gradients, is not finite.
+        """
+        assert self.model.training, "the model was changed to eval mode"
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        # After the batch: reading it in this process may draw random numbers.
+        seed_step(self.seed, self.iter, comm.get_rank())
+        with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            losses: dict[str, Tensor] = self.model(batch)
+        total: Any = sum(losses.values())
+        if not torch.isfinite(total):
+            self.guard.stop(self.model, batch, losses, self.iter, "the loss is not finite")
+
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(total).backward()
+        self.after_backward()
+        self._write_metrics(losses, data_time)
+        try:
+            self.grad_scaler.step(self.optimizer)
+        except FloatingPointError as error:  # of the full-model clipping
+            self.guard.stop(self.model, batch, losses, self.iter, str(error))
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the optimizer and of the gradient scaler."""
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave.
+
+        The scale is left out where one of the two runs has none: without mixed precision, or in
+        bfloat16.
+        """
+        super().load_state_dict(state_dict)
+        scale = state_dict.get("grad_scaler")
+        if scale:
+            self.grad_scaler.load_state_dict(scale)

@@ -1,0 +1,278 @@
+"""The trainer: Detectron2's, on CPUs and GPUs, with several processes, and resumable to the bit."""
+
+import logging
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from miti_detr.checkpoint import MitiDetrCheckpointer
+from miti_detr.data import build_test_loader, build_train_loader
+from miti_detr.evaluation import build_evaluator, write_coco_table
+from miti_detr.files import write_text
+
+from .hooks import BestCheckpointer, ProgressBar, RunWriters, read_records
+from .nonfinite import NonFiniteGuard
+from .optimizer import build_optimizer
+from .seed import resolve_seed
+from .setup import resolve_schedule
+from .step import TrainStep
+
+logger = logging.getLogger(__name__)
+
+# Keys that decide how a run goes on, and whether their new value counts when it is resumed. The
+# others are part of the optimizer's and the scheduler's state.
+_RESUME_KEYS = {
+    "MAX_ITER": True,
+    "STEPS": True,
+    "GAMMA": True,
+    "WARMUP_ITERS": True,
+    "IMS_PER_BATCH": True,
+    "BASE_LR": False,
+    "BACKBONE_MULTIPLIER": False,
+    "WEIGHT_DECAY": False,
+}
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's default trainer for set prediction models.
+
+    A stop and a resume do not change the result: no state of a random number generator is stored,
+    because each step (:mod:`miti_detr.engine.seed`) and the data stream (:mod:`miti_detr.data`) are
+    functions of the seed and the iteration. On a CPU a resumed run is equal to the bit to one that
+    never stopped.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Build model, data, optimizer and hooks.
+
+        Args:
+            cfg: is copied; a negative ``SEED`` and a schedule in epochs are resolved in the copy,
+                :attr:`cfg`.
+        """
+        super(DefaultTrainer, self).__init__()  # DefaultTrainer's own wraps for several GPUs only
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        cfg.defrost()
+        resolve_seed(cfg)
+        seed_all_rng(cfg.SEED)
+        model = self.build_model(cfg)
+        data_loader = self.build_train_loader(cfg)
+        resolve_schedule(cfg, _num_images(data_loader))
+        cfg.freeze()
+        self.cfg = cfg
+
+        optimizer = self.build_optimizer(cfg, model)
+        model = wrap_for_processes(model)
+        amp = cfg.SOLVER.AMP
+        self._trainer = TrainStep(
+            model,
+            data_loader,
+            optimizer,
+            seed=cfg.SEED,
+            guard=NonFiniteGuard(cfg),
+            amp_dtype=getattr(torch, amp.PRECISION) if amp.ENABLED else None,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = MitiDetrCheckpointer(
+            model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` for a new one.
+
+        Args:
+            resume: continue from the last checkpoint if there is one. Its seed is the seed of the
+                run.
+        """
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            if isinstance(self.scheduler, LRMultiplier):  # else the first step has the old rate
+                rates = self.scheduler.get_lr()
+                for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
+            logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
+            sampler: Any = getattr(self.data_loader, "batch_sampler", None)
+            if hasattr(sampler, "start_iter"):
+                sampler.start_iter = self.start_iter
+            else:
+                logger.warning("this data loader cannot begin late: its images come from the start")
+
+    def train(self) -> OrderedDict[str, Any] | None:
+        """Train to ``SOLVER.MAX_ITER`` and evaluate.
+
+        A run that is finished and evaluated is left as it is.
+
+        Returns:
+            The last evaluation results, None without any.
+        """
+        if self.start_iter >= self.max_iter and self._is_evaluated():
+            logger.info(
+                "already finished: %d of %d iterations are done. To go on, raise SOLVER.MAX_ITER "
+                "(or EPOCHS); to begin again, choose another OUTPUT_DIR or do not resume.",
+                self.start_iter,
+                self.max_iter,
+            )
+            return None
+        if comm.is_main_process():
+            write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
+        super().train()
+        return getattr(self, "_last_eval_results", None)
+
+    def after_train(self) -> None:
+        """Run the hooks' last part; without a step, at the iteration at which the run ended."""
+        self.iter: int = min(self.iter, self.max_iter)
+        super().after_train()
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, then best weights, progress bar and writers in the main process."""
+        cfg = self.cfg
+
+        def evaluate() -> dict[str, Any]:
+            """Evaluate the present weights; kept as the last results."""
+            self._last_eval_results = self.test(cfg, self.model)
+            return self._last_eval_results
+
+        evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
+        if not comm.is_main_process():
+            return [hooks.IterationTimer(), hooks.LRScheduler(), evaluation]
+        result = [
+            hooks.IterationTimer(),
+            ProgressBar(),
+            hooks.LRScheduler(),
+            # Before the evaluation: if that fails, there is a checkpoint.
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
+            evaluation,
+        ]
+        names = cfg.DATASETS.TEST
+        if names and cfg.TEST.EVAL_PERIOD > 0:
+            metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"
+            weights = _BestWeights(self.model, cfg.OUTPUT_DIR, cfg=cfg)
+            result.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, weights, metric))
+        result.append(RunWriters(cfg.OUTPUT_DIR))
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the run, with its seed and its schedule."""
+        schedule = {key: _plain(getattr(self.cfg.SOLVER, key)) for key in _RESUME_KEYS}
+        return {**super().state_dict(), "seed": self.cfg.SEED, "schedule": schedule}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a run; says what differs between its config and the present one."""
+        super().load_state_dict(state_dict)
+        for key, old in state_dict.get("schedule", {}).items():
+            new = _plain(getattr(self.cfg.SOLVER, key))
+            if new != old:
+                kept = new if _RESUME_KEYS.get(key) else old
+                logger.warning("SOLVER.%s was %s, is now %s: %s is used", key, old, new, kept)
+        seed = state_dict.get("seed", self.cfg.SEED)
+        if seed != self.cfg.SEED:
+            logger.info("SEED %d of the resumed run is used, not %d", seed, self.cfg.SEED)
+            self._reseed(seed)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`miti_detr.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """See :func:`miti_detr.data.build_train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """See :func:`miti_detr.data.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """See :func:`miti_detr.evaluation.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict[str, Any]:
+        """Evaluate on ``DATASETS.TEST``; writes and logs ``OUTPUT_DIR/inference/coco_table.txt``.
+
+        Args:
+            cfg: names the data sets.
+            model: with the weights to evaluate.
+            evaluators: one for each data set; None: those of :meth:`build_evaluator`.
+
+        Returns:
+            Task to metric to value; with several data sets, below the name of each. Empty but in
+            the main process.
+        """
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process() and cfg.DATASETS.TEST:
+            names = cfg.DATASETS.TEST
+            by_dataset = {names[0]: results} if len(names) == 1 else results
+            write_coco_table(by_dataset, Path(cfg.OUTPUT_DIR, "inference", "coco_table.txt"))
+        return results
+
+    def _reseed(self, seed: int) -> None:
+        self.cfg.defrost()  # in place: the checkpointers and the guard hold it, too
+        self.cfg.SEED = self._trainer.seed = seed
+        self.cfg.freeze()
+        self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
+
+    def _is_evaluated(self) -> bool:
+        """Whether the results at the end of the run are recorded; the same in all processes."""
+        records = read_records(str(Path(self.cfg.OUTPUT_DIR, "metrics.json")))
+        final = [r for r in records if r["iteration"] >= self.max_iter]
+        found = any(key.endswith("bbox/AP") for record in final for key in record)
+        return all(comm.all_gather(found or not self.cfg.DATASETS.TEST))
+
+
+class _BestWeights(MitiDetrCheckpointer):
+    """Saves weights that are not to be resumed from."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Leave the mark of the last checkpoint where it is."""
+
+
+def wrap_for_processes(model: nn.Module) -> nn.Module:
+    """Let several processes train one model; alone, return it as it is.
+
+    Detectron2's own function names a GPU, which torch refuses for a model on the CPU.
+
+    Args:
+        model: on its device.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    devices = [comm.get_local_rank()] if on_gpu else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def _num_images(data_loader: Any) -> int | None:
+    """Length of the training set, None if the loader does not tell."""
+    try:
+        return len(data_loader.dataset)
+    except (AttributeError, TypeError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,80 @@
+"""The COCO table of a run as text."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from tabulate import tabulate
+
+from miti_detr.files import write_text
+
+logger = logging.getLogger(__name__)
+
+_ROWS = (
+    ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    ("AR", "AR1", "AR10", "ARs", "ARm", "ARl"),
+)
+_PER_CLASS = "AP-"  # prefix of Detectron2's keys of the AP of one class
+_NAME_WIDTH = 26
+
+
+def coco_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Lay out COCO results in at most 80 columns.
+
+    Args:
+        results: data set to task to metric to value in 0..100; a value that cannot be computed is
+            NaN.
+
+    Returns:
+        For each data set and task the precisions, the recalls and the AP of each class.
+    """
+    blocks = []
+    for dataset, tasks in results.items():
+        for task, metrics in tasks.items():
+            blocks.append(f"{dataset}, {task} (COCO, in percent)")
+            blocks += [_row(names, metrics) for names in _ROWS if set(names) & set(metrics)]
+            classes = {k: v for k, v in metrics.items() if k.startswith(_PER_CLASS)}
+            if classes:
+                blocks.append(_class_table(classes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def write_coco_table(
+    results: Mapping[str, Mapping[str, Mapping[str, float]]], path: str | Path
+) -> None:
+    """Write and log :func:`coco_table`.
+
+    Args:
+        results: see there.
+        path: text file; its folder is made.
+    """
+    table = coco_table(results)
+    write_text(path, table)
+    logger.info("%s:\n%s", path, table)
+
+
+def _row(names: tuple[str, ...], metrics: Mapping[str, float]) -> str:
+    values = [_number(metrics.get(name, math.nan)) for name in names]
+    return tabulate([values], headers=names, disable_numparse=True, stralign="right")
+
+
+def _class_table(classes: Mapping[str, float]) -> str:
+    """AP of each class, in two columns from top to bottom."""
+    cells = [
+        (name.removeprefix(_PER_CLASS)[:_NAME_WIDTH], _number(v)) for name, v in classes.items()
+    ]
+    half = math.ceil(len(cells) / 2) if len(cells) > 5 else len(cells)
+    left, right = cells[:half], cells[half:]
+    rows = [a + (right[i] if i < len(right) else ("", "")) for i, a in enumerate(left)]
+    columns = 4 if right else 2
+    return tabulate(
+        [row[:columns] for row in rows],
+        headers=("class", "AP") * (columns // 2),
+        disable_numparse=True,
+        colalign=("left", "right") * (columns // 2),
+    )
+
+
+def _number(value: float) -> str:
+    return "nan" if math.isnan(value) else f"{value:.2f}"

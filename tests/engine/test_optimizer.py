@@ -1,0 +1,136 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from miti_detr.config import add_miti_detr_config
+from miti_detr.engine import build_optimizer
+from miti_detr.engine.optimizer import is_backbone
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 1)
+        self.position_encoding = nn.Embedding(3, 4)
+        self.input_proj = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def _cfg(**solver: Any) -> CfgNode:
+    cfg = get_cfg()
+    add_miti_detr_config(cfg)
+    cfg.SOLVER.BASE_LR = 1e-3
+    cfg.SOLVER.WEIGHT_DECAY = 1e-2
+    for key, value in solver.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
+def _full_model_clip(cfg: CfgNode, value: float) -> CfgNode:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE = True, "full_model", value
+    return cfg
+
+
+def test_two_groups_with_one_weight_decay() -> None:
+    """Backbone and position encoding at BASE_LR x 0.1; norms decay like everything else."""
+    model = Model()
+    optimizer = build_optimizer(_cfg(), model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = {
+        group["lr"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups
+    }
+    assert groups == {
+        1e-4: {"backbone.weight", "backbone.bias", "position_encoding.weight"},
+        1e-3: {"input_proj.weight", "input_proj.bias", "norm.weight", "norm.bias"},
+    }
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-2}
+    assert type(optimizer) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("backbone.body.stem.conv1.weight", True), ("position_encoding.row_embed.weight", True),
+     ("input_proj.weight", False), ("transformer.position_encoding_like", False)],
+)  # fmt: skip
+def test_backbone_rule(name: str, expected: bool) -> None:
+    assert is_backbone(name) is expected
+
+
+@pytest.mark.parametrize("kind", ["ADAMW", "SGD"])
+def test_full_model_clipping_is_one_norm_over_all_parameters(kind: str) -> None:
+    """The same as ``clip_grad_norm_`` over all parameters, then a step of the plain optimizer."""
+    torch.manual_seed(0)
+    model, reference = Model(), Model()
+    reference.load_state_dict(model.state_dict())
+    clipped = build_optimizer(_full_model_clip(_cfg(OPTIMIZER=kind), 0.5), model)
+    plain = build_optimizer(_cfg(OPTIMIZER=kind), reference)
+    gradients = [torch.randn_like(p) for p in model.parameters()]
+    for target in (model, reference):
+        for p, grad in zip(target.parameters(), gradients, strict=True):
+            p.grad = grad.clone() if p.requires_grad else None
+    norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+    assert norm > 1
+    with EventStorage() as storage:
+        clipped.step()
+        recorded = storage.history("grad_norm").latest()
+    plain.step()
+    torch.testing.assert_close(recorded, float(norm), rtol=1e-6, atol=0)
+    for p, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-6, atol=1e-8)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, expected.grad, rtol=1e-6, atol=1e-8)
+
+
+def test_clipping_acts_on_unscaled_gradients() -> None:
+    """A scaled loss and a GradScaler give the step of the loss itself (a fused optimizer would clip
+    first).
+    """
+    torch.manual_seed(0)
+    model, reference = nn.Linear(3, 2), nn.Linear(3, 2)
+    reference.load_state_dict(model.state_dict())
+    inputs = torch.randn(5, 3)
+    cfg = _full_model_clip(_cfg(OPTIMIZER="SGD"), 0.1)
+    scaled, plain = build_optimizer(cfg, model), build_optimizer(cfg, reference)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(model(inputs).square().sum()).backward()
+    reference(inputs).square().sum().backward()
+    scaler.step(scaled)
+    plain.step()
+    torch.testing.assert_close(model.weight, reference.weight, rtol=1e-5, atol=1e-7)
+    adamw = build_optimizer(_full_model_clip(_cfg(), 0.1), model)
+    assert adamw.defaults["fused"]
+    assert not adamw._step_supports_amp_scaling  # type: ignore[attr-defined]
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = build_optimizer(_full_model_clip(_cfg(), 0.1), model)
+    before = model.weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, math.nan)
+    with pytest.raises(FloatingPointError, match="norm of the gradients is nan"):
+        optimizer.step()
+    torch.testing.assert_close(model.weight, before, rtol=0, atol=0)
+
+
+def test_detectron2_clipping_still_works() -> None:
+    cfg = _full_model_clip(_cfg(OPTIMIZER="SGD", MOMENTUM=0.0, WEIGHT_DECAY=0.0), 0.25)
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
+    model = nn.Linear(2, 1)
+    optimizer = build_optimizer(cfg, model)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.grad, torch.full((1, 2), 0.25), rtol=0, atol=0)
+
+
+def test_unknown_optimizer() -> None:
+    with pytest.raises(ValueError, match=r"SOLVER.OPTIMIZER is 'ADAM'; possible: ADAMW, SGD"):
+        build_optimizer(_cfg(OPTIMIZER="ADAM"), Model())

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch.testing import assert_close
+
+from miti_detr.checkpoint import MitiDetrCheckpointer
+from miti_detr.engine.predictor import Predictor, load_config
+from tests.helpers import tiny_config
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random weights, with its config recorded."""
+    folder = tmp_path_factory.mktemp("weights")
+    cfg = tiny_config("SOLVER.AMP.ENABLED", True, "MODEL.DETR.LAYER_RESIDUAL", "after_norm")
+    torch.manual_seed(0)
+    MitiDetrCheckpointer(build_model(cfg), str(folder), cfg=cfg).save("tiny")
+    return folder / "tiny.pth"
+
+
+def random_image(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_the_config_comes_from_the_checkpoint(weights: Path) -> None:
+    cfg = load_config(weights=str(weights), overrides=["MODEL.DETR.PADDING_MASK", "nearest"])
+    assert cfg.MODEL.DETR.LAYER_RESIDUAL == "after_norm"
+    assert cfg.MODEL.DETR.PADDING_MASK == "nearest"
+    assert str(weights) == cfg.MODEL.WEIGHTS
+    assert cfg.is_frozen()
+
+
+def test_a_config_file_goes_before_the_recorded_one(weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("MODEL: {DETR: {NUM_OBJECT_QUERIES: 3}}")
+    cfg = load_config(str(file), weights=str(weights))
+    assert cfg.MODEL.DETR.NUM_OBJECT_QUERIES == 3
+    assert cfg.MODEL.DETR.LAYER_RESIDUAL == "before_norm"
+
+
+def test_without_any_config_it_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "bare.pth"
+    torch.save({"model": {"a": torch.zeros(1)}}, path)
+    with pytest.raises(ValueError, match=r"bare\.pth records no config; .*--config-file"):
+        load_config(weights=str(path))
+
+
+def test_weights_of_another_variant_are_refused(weights: Path) -> None:
+    cfg = load_config(weights=str(weights), overrides=["MODEL.DETR.LAYER_RESIDUAL", "none"])
+    with pytest.raises(ValueError, match="after_norm"):
+        Predictor(cfg)
+
+
+def test_a_batch_agrees_with_the_model(weights: Path) -> None:
+    """Each image gets what the model says of its resized self, at its own size."""
+    cfg = load_config(weights=str(weights))
+    predictor = Predictor(cfg)
+    images = [random_image(60, 120), random_image(200, 90), random_image(60, 120)]
+    results = predictor(images)
+    assert [r.image_size for r in results] == [(60, 120), (200, 90), (60, 120)]
+    assert not predictor.model.training
+    again = predictor(images[::-1])[::-1]
+    for one, other in zip(results, again, strict=True):
+        assert not one.scores.requires_grad
+        assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+        assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
+
+    item = predictor._prepare(0, images[1])
+    assert tuple(item["image"].shape) == (3, 128, 58)  # longest side 128, as in the config
+    assert item["image"].is_contiguous()
+    with torch.no_grad():
+        alone = predictor.model([item])[0]["instances"]
+    assert_close(alone.scores, predictor([images[1]])[0].scores, rtol=0, atol=0)
+
+
+def test_an_empty_batch(weights: Path) -> None:
+    assert Predictor(load_config(weights=str(weights)))([]) == []
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (10, 10, 4), (0, 10, 3)])
+def test_arrays_that_are_no_images_are_refused(weights: Path, shape: tuple[int, ...]) -> None:
+    predictor = Predictor(load_config(weights=str(weights)))
+    with pytest.raises(ValueError, match=r"image 0 has shape .*needed: \(H, W, 3\)"):
+        predictor([np.zeros(shape, dtype=np.uint8)])

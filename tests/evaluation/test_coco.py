@@ -1,0 +1,145 @@
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from miti_detr.evaluation import BoxEvaluator, build_evaluator, coco_table
+from miti_detr.evaluation.coco import RECALLS
+from tests.engine.stub import config
+
+SIZE = 300
+CATEGORY_IDS = (3, 7, 8)  # of the data set; classes 0, 1, 2
+
+
+def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """xywh, small, medium and large by COCO's areas."""
+    corner = rng.uniform(0, SIZE / 2, (count, 2))
+    side = np.exp(rng.uniform(np.log(4), np.log(SIZE / 2), (count, 2)))
+    return np.concatenate([corner, side], axis=1)
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Any:
+    """A data set of 12 images with crowds and an image without objects; xywh and class by image."""
+    rng = np.random.default_rng(1)
+    images, annotations, boxes = [], [], {}
+    for image_id in range(12):
+        images.append({"id": image_id, "file_name": "", "height": SIZE, "width": SIZE})
+        labels = rng.integers(0, 3, (9, 1))
+        found = np.concatenate([_boxes(rng, 9), labels], axis=1)
+        boxes[image_id] = [] if image_id == 5 else found.tolist()
+        for x, y, w, h, label in boxes[image_id]:
+            annotation = {"image_id": image_id, "category_id": CATEGORY_IDS[int(label)]}
+            annotation |= {"bbox": [x, y, w, h], "area": w * h, "iscrowd": int(rng.random() < 0.1)}
+            annotations.append({"id": len(annotations) + 1, **annotation})
+    path = tmp_path / "truth.json"
+    categories = [{"id": i, "name": f"c{i}"} for i in CATEGORY_IDS]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+    name = "evaluation_test"
+    MetadataCatalog.get(name).set(
+        json_file=str(path),
+        thing_classes=[c["name"] for c in categories],
+        thing_dataset_id_to_contiguous_id={c: i for i, c in enumerate(CATEGORY_IDS)},
+    )
+    yield name, boxes
+    MetadataCatalog.remove(name)
+
+
+def _run(evaluator: BoxEvaluator, boxes: dict[int, list[list[float]]]) -> dict[str, float]:
+    """Detections near the truth and others; the same in each call."""
+    rng = np.random.default_rng(2)
+    evaluator.reset()
+    for image_id, true in boxes.items():
+        near = np.repeat(np.array(true).reshape(-1, 5), 3, axis=0)
+        near[:, :4] *= rng.uniform(0.9, 1.1, (len(near), 4))
+        found = np.concatenate([near[:, :4], _boxes(rng, 90)])
+        labels = np.concatenate([near[:, 4], rng.integers(0, 3, 90)])
+        instances = Instances((SIZE, SIZE))
+        instances.pred_boxes = Boxes(
+            BoxMode.convert(torch.from_numpy(found), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        )
+        instances.scores = torch.from_numpy(rng.uniform(size=len(found)).round(2))  # with ties
+        instances.pred_classes = torch.from_numpy(labels).long()
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    return evaluator.evaluate()["bbox"]
+
+
+def test_fast_evaluation_has_the_statistics_of_pycocotools(truth: Any, tmp_path: Path) -> None:
+    """Same detections, both implementations: all 12 statistics and the class APs to 1e-12."""
+    name, boxes = truth
+    pytest.importorskip("faster_coco_eval")
+    fast = BoxEvaluator(name, str(tmp_path), fast=True)
+    slow = BoxEvaluator(name, str(tmp_path), fast=False)
+    assert fast._eval_class is not slow._eval_class
+    fast_results, slow_results = _run(fast, boxes), _run(slow, boxes)
+
+    assert list(fast_results) == list(slow_results)
+    assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-c3", *RECALLS} <= set(slow_results)
+    assert 1 < slow_results["AP"] < 99
+    for key, value in slow_results.items():
+        torch.testing.assert_close(fast_results[key], value, rtol=0, atol=1e-12)
+
+
+def test_results_have_the_ids_of_the_data_set(truth: Any, tmp_path: Path) -> None:
+    name, boxes = truth
+    _run(BoxEvaluator(name, str(tmp_path)), boxes)
+    results = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert {r["category_id"] for r in results} == set(CATEGORY_IDS)
+
+
+def test_no_detections_give_nan(truth: Any, tmp_path: Path) -> None:
+    name, _ = truth
+    evaluator = BoxEvaluator(name, str(tmp_path))
+    evaluator.reset()
+    instances = Instances((SIZE, SIZE), pred_boxes=Boxes(torch.zeros(0, 4)))
+    instances.scores, instances.pred_classes = torch.zeros(0), torch.zeros(0, dtype=torch.long)
+    evaluator.process([{"image_id": 0}], [{"instances": instances}])
+    results = evaluator.evaluate()["bbox"]
+    assert np.isnan([results["AP"], results["AR"]]).all()
+    assert "nan" in coco_table({name: {"bbox": results}})
+
+
+def test_falls_back_to_pycocotools(
+    truth: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, _ = truth
+    real_import = builtins.__import__
+
+    def no_fast(module: str, *args: Any) -> Any:
+        if module.startswith("faster_coco_eval"):
+            raise ImportError(module)
+        return real_import(module, *args)
+
+    monkeypatch.setattr(builtins, "__import__", no_fast)
+    with caplog.at_level("INFO", logger="miti_detr"):
+        evaluator = BoxEvaluator(name, str(tmp_path), fast=True)
+    assert evaluator._eval_class.__module__ == "pycocotools.cocoeval"
+    assert caplog.text.count("faster-coco-eval is not installed") == 1
+
+
+def test_evaluates_a_data_set_that_is_not_in_coco_format(tmp_path: Path) -> None:
+    """A perfect detection of the one object has AP 100."""
+    name = "dicts_evaluation_test"
+    box = {"bbox": [10, 20, 60, 90], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {"file_name": "", "image_id": 4, "height": 100, "width": 80, "annotations": [box]}
+    DatasetCatalog.register(name, lambda: [record])
+    MetadataCatalog.get(name).set(thing_classes=["thing"])
+    cfg = config(tmp_path, tmp_path / "out", DATASETS__COCO_FORMAT=[])
+    evaluator = build_evaluator(cfg, name)
+    evaluator.reset()
+    instances = Instances((100, 80), pred_boxes=Boxes(torch.tensor([[10.0, 20, 60, 90]])))
+    instances.scores, instances.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.long)
+    evaluator.process([record], [{"instances": instances}])
+    try:
+        torch.testing.assert_close(evaluator.evaluate()["bbox"]["AP"], 100.0, rtol=0, atol=1e-9)
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert (tmp_path / "out" / "inference" / name / "coco_instances_results.json").is_file()
