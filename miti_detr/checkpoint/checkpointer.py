@@ -101,7 +101,8 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         """Find the last checkpoint.
 
         Returns:
-            The tagged file; if it is not there, the newest ``model_*.pth``; "" if there is none.
+            The tagged file; if it is not there, the newest ``model_<iteration>.pth`` or
+            ``model_final.pth``; "" if there is none.
         """
         if "://" in self.save_dir:
             return super().get_checkpoint_file() if super().has_checkpoint() else ""
@@ -111,7 +112,11 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         path = super().get_checkpoint_file()
         if os.path.isfile(path):
             return path
-        models = glob.glob(os.path.join(glob.escape(self.save_dir), "model_*.pth"))
+        folder = glob.escape(self.save_dir)
+        models = [  # and not model_best.pth, which has no state of the trainer
+            *glob.glob(os.path.join(folder, "model_[0-9]*.pth")),
+            *glob.glob(os.path.join(folder, "model_final.pth")),
+        ]
         newest = max(models, key=os.path.getmtime, default="")
         logger.warning(
             "%s names no file that exists; %s", tag, f"taking {newest}" if newest else "ignored"

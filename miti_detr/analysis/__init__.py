@@ -1,0 +1,1 @@
+"""Pictures and figures read off runs and models."""

@@ -1,0 +1,47 @@
+"""The classes of a model, as people and files name them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Names and data set ids of the contiguous classes 0..K-1.
+
+    Attributes:
+        names: K names; the index as text where the data set is unknown.
+        dataset_ids: K category ids of the data set's own files; the index where it is unknown.
+    """
+
+    names: list[str]
+    dataset_ids: list[int]
+
+
+def class_table(dataset: str | None, num_classes: int) -> ClassTable:
+    """Read the classes of a data set from Detectron2's catalog, or from its annotation file.
+
+    Args:
+        dataset: registered name; one that is unknown, or whose file is not here, gives plain
+            numbers, so that a model can be used without its data.
+        num_classes: K of the model; an entry with another number of classes is not used.
+    """
+    plain = list(range(num_classes))
+    metadata = MetadataCatalog.get(dataset) if dataset else Metadata()
+    if metadata.get("thing_classes") is None:
+        _load_metadata(dataset, metadata)
+    names = metadata.get("thing_classes")
+    if names is None or len(names) != num_classes:
+        return ClassTable([str(index) for index in plain], plain)
+    mapping = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    to_dataset_id = {index: category_id for category_id, index in mapping.items()}
+    return ClassTable(list(names), [to_dataset_id.get(index, index) for index in plain])
+
+
+def _load_metadata(dataset: str | None, metadata: Metadata) -> None:
+    """Load a data set that is here: Detectron2 learns the names of most only then."""
+    json_file = next(iter(metadata.get("coco_format", ())), metadata.get("json_file"))
+    if dataset in DatasetCatalog and json_file and Path(json_file).is_file():
+        DatasetCatalog.get(dataset)

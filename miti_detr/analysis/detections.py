@@ -1,0 +1,120 @@
+"""Truth and detections side by side on images of a data set (the paper's Figure 4)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import BoxMode
+from PIL import Image, ImageDraw
+
+from miti_detr.engine.predictor import Predictor
+from miti_detr.files import replacing
+
+from .classes import ClassTable, class_table
+from .drawing import draw_boxes, draw_instances, load_font, resize_for_reading, to_picture
+
+CELL = 320  # longer side of an image in the grid, pixels
+GAP = 8  # between the two pictures of a pair, and around pairs, pixels
+CAPTION = 22  # height of a line of text, pixels
+PAIRS_PER_ROW = 2
+
+
+def choose_images(count: int, total: int) -> list[int]:
+    """Choose ``count`` indices of 0..total-1, evenly spread; all of them if there are fewer."""
+    if count >= total:
+        return list(range(total))
+    return np.linspace(0, total - 1, count).round().astype(int).tolist()
+
+
+def draw_detections(
+    predictor: Predictor,
+    dataset: str,
+    path: Path,
+    *,
+    num_classes: int,
+    images: int = 8,
+    threshold: float = 0.5,
+) -> None:
+    """Write one PNG with pairs of truth (left) and detections (right).
+
+    Args:
+        predictor: the model.
+        dataset: name in Detectron2's catalog; its images are drawn.
+        path: the PNG; the threshold stands in its title.
+        num_classes: K of the model.
+        images: how many, spread evenly over the data set.
+        threshold: least score of a detection that is drawn.
+
+    Raises:
+        ValueError: the data set is empty, or has a class that the model has not.
+        KeyError: the data set is not registered.
+    """
+    records = DatasetCatalog.get(dataset)
+    if not records:
+        raise ValueError(f"data set {dataset!r} has no images")
+    # After loading: Detectron2 knows the names of most data sets only then.
+    classes = class_table(dataset, num_classes)
+    pairs = []
+    for index in choose_images(images, len(records)):
+        record = records[index]
+        array = np.ascontiguousarray(read_image(record["file_name"], predictor.input_format))
+        instances = predictor([array])[0]
+        instances = instances[instances.scores >= threshold]
+        image, scale = resize_for_reading(
+            to_picture(array, predictor.input_format), CELL, shrink=True
+        )
+        truth = _draw_truth(image, scale, record, classes)
+        name = Path(record["file_name"]).name
+        pairs.append((truth, draw_instances(image, instances, classes), name))
+    title = f"{dataset}: truth (left), detections with score \u2265 {threshold:g} (right)"
+    with replacing(path) as temporary:
+        compose_pairs(pairs, title).save(temporary, format="PNG")
+
+
+def compose_pairs(pairs: Sequence[tuple[Image.Image, Image.Image, str]], title: str) -> Image.Image:
+    """Lay out pairs of pictures, two pairs a row, under a title.
+
+    Args:
+        pairs: (left, right, caption); pictures of at most ``CELL`` pixels a side.
+        title: one line above all.
+
+    Returns:
+        An RGB picture on white.
+    """
+    rows = [pairs[start : start + PAIRS_PER_ROW] for start in range(0, len(pairs), PAIRS_PER_ROW)]
+    heights = [max(left.height for left, _, _ in row) for row in rows]
+    pair_width = 2 * CELL + 3 * GAP
+    title_width = round(load_font(15).getlength(title)) + 2 * GAP
+    width = max(pair_width * min(len(pairs), PAIRS_PER_ROW), title_width)
+    height = 2 * CAPTION + sum(heights) + len(rows) * (CAPTION + GAP)
+    sheet = Image.new("RGB", (width, height), "white")
+    canvas = ImageDraw.Draw(sheet)
+    canvas.text((GAP, CAPTION // 2), title, fill="black", font=load_font(15))
+    top = 2 * CAPTION
+    for row, row_height in zip(rows, heights, strict=True):
+        for column, (left, right, caption) in enumerate(row):
+            x = column * pair_width + GAP
+            canvas.text((x, top), caption, fill=(90, 90, 90), font=load_font(13))
+            sheet.paste(left, (x + (CELL - left.width) // 2, top + CAPTION))
+            sheet.paste(right, (x + CELL + GAP + (CELL - right.width) // 2, top + CAPTION))
+        top += row_height + CAPTION + GAP
+    return sheet
+
+
+def _draw_truth(
+    image: Image.Image, scale: float, record: dict[str, Any], classes: ClassTable
+) -> Image.Image:
+    objects = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
+    boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
+    indices = [item["category_id"] for item in objects]
+    if indices and max(indices) >= len(classes.names):
+        raise ValueError(
+            f"{record['file_name']} has class {max(indices)}, the model only "
+            f"{len(classes.names)} classes; "
+            "choose the data set that it was trained on with --dataset"
+        )
+    corners = np.array(boxes, dtype=float).reshape(-1, 4) * scale
+    return draw_boxes(image, corners, indices, [classes.names[index] for index in indices])

@@ -1,0 +1,132 @@
+"""Boxes with labels on images, as bitmaps that can be read at their own size."""
+
+import colorsys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from detectron2.structures import Instances
+from PIL import Image, ImageDraw, ImageFont
+
+from .classes import ClassTable
+
+Colour = tuple[int, int, int]
+
+
+def class_colour(index: int) -> Colour:
+    """Return the RGB colour of a class; neighbouring indices are far apart on the colour circle."""
+    hue = (0.58 + index * 0.618034) % 1.0
+    # Every second round of hues is darker, so that many classes stay apart.
+    value = 0.95 if (index // 8) % 2 == 0 else 0.7
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+@lru_cache(maxsize=16)
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return matplotlib's own DejaVu Sans in ``size`` pixels: the same letters on every machine."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), size)
+
+
+def resize_for_reading(
+    image: Image.Image, longest: int, *, shrink: bool
+) -> tuple[Image.Image, float]:
+    """Scale an image so that its longer side is ``longest`` pixels.
+
+    Args:
+        image: any mode.
+        longest: pixels.
+        shrink: False only enlarges: a larger image is returned as it is.
+
+    Returns:
+        The image and the factor from old to new pixels.
+    """
+    scale = longest / max(image.size)
+    if scale == 1 or (scale < 1 and not shrink):
+        return image, 1.0
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC), scale
+
+
+def draw_boxes(
+    image: Image.Image, boxes: np.ndarray, classes: Sequence[int], labels: Sequence[str]
+) -> Image.Image:
+    """Draw labelled boxes on a copy of an image.
+
+    Args:
+        image: the picture; its result is RGB.
+        boxes: (T, 4), xyxy in pixels of ``image``; drawn in order, so that the last lies on top.
+        classes: T class indices, for the colours.
+        labels: T texts; an empty one draws the box alone.
+
+    Returns:
+        A new RGB image of the same size.
+    """
+    picture = image.convert("RGB")
+    canvas = ImageDraw.Draw(picture)
+    line = max(2, round(max(picture.size) / 320))
+    font = load_font(max(11, min(28, round(max(picture.size) / 45))))
+    for box, index in zip(boxes, classes, strict=True):
+        corners = _inside(box, picture.size)
+        # A dark inner edge, for boxes on a background of their own colour.
+        canvas.rectangle(corners, outline="black", width=line + 1)
+        canvas.rectangle(corners, outline=class_colour(index), width=line)
+    # Labels after all boxes: no line runs through a text.
+    for box, index, label in zip(boxes, classes, labels, strict=True):
+        if label:
+            _draw_label(canvas, _inside(box, picture.size), label, class_colour(index), font)
+    return picture
+
+
+def detection_labels(instances: Instances, classes: ClassTable) -> list[str]:
+    """Return ``name 0.87`` for each detection."""
+    pairs = zip(instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
+    return [f"{classes.names[index]} {score:.2f}" for index, score in pairs]
+
+
+def draw_instances(image: Image.Image, instances: Instances, classes: ClassTable) -> Image.Image:
+    """Draw detections on an image, the surest on top.
+
+    Boxes are scaled from ``instances.image_size`` to the size of ``image``.
+    """
+    kept = instances[instances.scores.argsort()]
+    height, width = instances.image_size
+    scale = np.array([image.width / width, image.height / height] * 2)
+    boxes = kept.pred_boxes.tensor.numpy() * scale
+    return draw_boxes(image, boxes, kept.pred_classes.tolist(), detection_labels(kept, classes))
+
+
+def to_picture(array: np.ndarray, input_format: str) -> Image.Image:
+    """Turn an array (H, W, 3) in the model's channel order into an RGB picture."""
+    return Image.fromarray(
+        np.ascontiguousarray(array[:, :, ::-1] if input_format == "BGR" else array)
+    )
+
+
+def _inside(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Round a box to pixels of the image; what lies outside is cut off."""
+    limit = np.array([size[0] - 1, size[1] - 1] * 2)
+    left, top, right, bottom = np.clip(np.round(np.nan_to_num(box)), 0, limit).astype(int).tolist()
+    return left, top, max(left, right), max(top, bottom)
+
+
+def _draw_label(
+    canvas: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    label: str,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    width = round(canvas.textlength(label, font=font)) + 4
+    ascent, descent = font.getmetrics()
+    height = ascent + descent
+    picture_width = canvas.im.size[0]
+    left = max(0, min(box[0], picture_width - width))
+    top = box[1] - height if box[1] >= height else box[1]
+    canvas.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    text = (0, 0, 0) if luminance > 140 else (255, 255, 255)
+    canvas.text((left + 2, top), label, fill=text, font=font)

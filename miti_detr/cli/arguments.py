@@ -1,0 +1,46 @@
+"""Arguments that several commands share."""
+
+import argparse
+import os
+import re
+
+# Keys below the sections of Detectron2's config, such as MODEL.DEVICE.
+CONFIG_KEY = re.compile(r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config-file``, ``--weights`` and ``KEY VALUE ...`` (``args.overrides``)."""
+    parser.add_argument(
+        "--config-file", metavar="C", help="YAML; default: the one in the checkpoint"
+    )
+    parser.add_argument("--weights", metavar="W", required=True, help="checkpoint of the model")
+    parser.set_defaults(overrides=[])
+    parser.epilog = "KEY VALUE pairs at the end override the config, such as MODEL.DEVICE cpu."
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Split words at the first that is a config key, and no file.
+
+    Returns:
+        The words before it, and it with all that follow.
+    """
+    for index, word in enumerate(words):
+        if CONFIG_KEY.fullmatch(word) and not os.path.exists(word):
+            return words[:index], words[index:]
+    return words, []
+
+
+def positive_int(text: str) -> int:
+    """Read an integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Read a number in [0, 1], for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value

@@ -1,0 +1,42 @@
+"""``miti-detr detections``: truth and detections side by side on images of a data set."""
+
+import argparse
+from pathlib import Path
+
+from .arguments import add_model_arguments, fraction, positive_int
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "detections",
+        help="draw truth and detections side by side",
+        description="Draws truth (left) and detections (right) on images of a data set.",
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
+    parser.add_argument("--images", type=positive_int, default=8, help="how many (default 8)")
+    parser.add_argument("--threshold", type=fraction, default=0.5, help="least score (default 0.5)")
+    parser.add_argument("--output", metavar="PNG", required=True)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw and say where the picture is."""
+    from miti_detr.analysis.detections import draw_detections
+    from miti_detr.engine.predictor import Predictor, load_config
+
+    cfg = load_config(args.config_file, weights=args.weights, overrides=args.overrides)
+    dataset = args.dataset or next(iter(cfg.DATASETS.TEST), None)
+    if dataset is None:
+        raise ValueError("DATASETS.TEST is empty; name a data set with --dataset")
+    draw_detections(
+        Predictor(cfg),
+        dataset,
+        Path(args.output),
+        num_classes=cfg.MODEL.DETR.NUM_CLASSES,
+        images=args.images,
+        threshold=args.threshold,
+    )
+    print(args.output)
+    return 0

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from miti_detr.checkpoint import MitiDetrCheckpointer, read_checkpoint, to_official
+from miti_detr.cli.main import main
+from tests.checkpoint.helpers import assert_same, r50_config, slim
+from tests.checkpoint.test_checkpointer import RESNET18
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """``detr.pth`` and ``miti.pth`` of ours, ``official.pth`` of the published keys."""
+    folder = tmp_path_factory.mktemp("convert")
+    for name, residual in (("detr", "none"), ("miti", "before_norm")):
+        cfg = r50_config(*RESNET18, "MODEL.DETR.LAYER_RESIDUAL", residual)
+        MitiDetrCheckpointer(build_model(cfg), str(folder), cfg=cfg).save(name)
+    torch.save({"model": slim("detr_r50")}, folder / "official.pth")
+    return folder
+
+
+def convert(source, target, *options):
+    return main(["convert", str(source), str(target), *options])
+
+
+@pytest.mark.parametrize("to", ["detr", "d2-wrapper", "hf"])
+def test_there_and_back(to, folder, tmp_path, capsys):
+    assert convert(folder / "detr.pth", tmp_path / "there", "--to", to) == 0
+    assert convert(tmp_path / "there", tmp_path / "back.pth", "--to", "ours") == 0
+    back = read_checkpoint(str(tmp_path / "back.pth"))
+    assert_same(back["model"], read_checkpoint(str(folder / "detr.pth"))["model"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("recognised miti_detr: ")
+    assert lines[-1] == f"wrote {tmp_path / 'back.pth'}"
+
+
+def test_number_of_classes(folder, tmp_path):
+    for options, rows in (([], 92), (["--num-classes", "91"], 92), (["--num-classes", "80"], 81)):
+        assert convert(folder / "detr.pth", tmp_path / "w", "--to", "detr", *options) == 0
+        assert len(read_checkpoint(str(tmp_path / "w"))["model"]["class_embed.bias"]) == rows
+    assert convert(folder / "official.pth", tmp_path / "w", "--to", "ours") == 0
+    assert len(read_checkpoint(str(tmp_path / "w"))["model"]["class_embed.bias"]) == 81
+    options = ("--to", "ours", "--num-classes", "7")
+    assert convert(folder / "official.pth", tmp_path / "w", *options) == 0
+    assert "class_embed.bias" not in read_checkpoint(str(tmp_path / "w"))["model"]
+
+
+def test_record_is_kept_or_stated(folder, tmp_path):
+    assert convert(folder / "miti.pth", tmp_path / "w", "--to", "ours") == 0
+    record = read_checkpoint(str(tmp_path / "w"))["miti_detr"]
+    assert record == read_checkpoint(str(folder / "miti.pth"))["miti_detr"]
+    assert convert(folder / "official.pth", tmp_path / "w", "--to", "ours") == 0
+    assert "miti_detr" not in read_checkpoint(str(tmp_path / "w"))
+    options = ("--to", "ours", "--residual", "before_norm")
+    assert convert(folder / "official.pth", tmp_path / "w", *options) == 0
+    record = read_checkpoint(str(tmp_path / "w"))["miti_detr"]
+    assert (record["layer_residual"], record["pre_norm"]) == ("before_norm", False)
+
+
+def test_formats_without_a_record_say_so(folder, tmp_path, capsys):
+    assert convert(folder / "miti.pth", tmp_path / "w", "--to", "detr") == 0
+    assert "state MODEL.DETR.WEIGHTS_RESIDUAL before_norm" in capsys.readouterr().out
+    assert_same(
+        read_checkpoint(str(tmp_path / "w"))["model"],
+        to_official(read_checkpoint(str(folder / "miti.pth"))["model"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("miti.pth", ("--to", "hf"), "Hugging Face's DETR has no layer residual before_norm"),
+        ("miti.pth", ("--to", "ours", "--residual", "none"), "records before_norm as its layer"),
+        ("official.pth", ("--to", "hf", "--num-classes", "7"), "a whole model is needed for hf"),
+        ("nothing.pth", ("--to", "detr"), "no such file or folder"),
+        ("foreign.pth", ("--to", "detr"), "of none of the known formats"),
+    ],
+)
+def test_errors_are_one_line_and_write_nothing(source, options, message, folder, tmp_path, capsys):
+    torch.save({"x": torch.ones(1)}, folder / "foreign.pth")
+    assert convert(folder / source, tmp_path / "out", *options) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"miti-detr: error: {folder / source}: ")
+    assert message in error
+    assert "\n" not in error
+    assert list(tmp_path.iterdir()) == []
