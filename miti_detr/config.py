@@ -58,9 +58,9 @@ def _add_prediction_keys(cfg: CN) -> None:
     # Batches are padded to a multiple of this many pixels in height and width. 0: to the largest
     # image, as published. Few distinct shapes make CPU and compiled runs faster.
     detr.SIZE_BUCKETS = 0
-    # Compute frozen batch norms within their convolutions, in channels_last layout: the same
+    # Convolutions in channels_last layout, with frozen batch norms folded into them: the same
     # numbers but for rounding, faster and with less memory
-    cfg.MODEL.BACKBONE.FOLD_NORM = True
+    cfg.MODEL.BACKBONE.FAST_CONV = True
 
     # Weights of the set loss
     # Weight of the classification loss, and of the class probability in the matching cost

@@ -25,8 +25,9 @@ _OBJECT_COUNTS = (1, 1, 2, 2, 3, 3, 4, 5, 6)  # drawn uniformly
 # Square root of the area, in quarter pixels, between which an object is drawn: COCO's small, medium
 # and large, with a gap around the limits of 32 and 96 pixels, so that rounding cannot move an
 # object over one.
-_AREA_ROOTS = ((60, 112), (144, 340), (394, 480))
-_SIZE_TABLE = (0, 1, 1, 2)  # indices into _AREA_ROOTS, drawn uniformly
+_AREA_ROOTS = ((72, 112), (144, 340), (394, 480))
+# Drawn uniformly; some find no room, large ones most often.
+_SIZE_TABLE = (0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2)
 _MIN_VISIBLE_PERCENT = 60
 _PLACEMENT_TRIES = 30
 _NOISE = 10  # largest change of a channel by noise, of 255

@@ -34,7 +34,7 @@ class MaskedBackbone(nn.Module):
         *,
         in_features: Sequence[str] = (),
         padding_mask: str = "ceil",
-        fold_norm: bool = True,
+        fast_conv: bool = True,
     ) -> None:
         """Wrap a backbone.
 
@@ -42,8 +42,8 @@ class MaskedBackbone(nn.Module):
             body: any Detectron2 backbone.
             in_features: the one output to use; empty for the one with the largest stride.
             padding_mask: rule of :func:`miti_detr.layers.feature_padding_mask`.
-            fold_norm: compute frozen batch norms within their convolutions, in channels_last
-                layout. The same numbers but for rounding, faster and with less memory.
+            fast_conv: channels_last layout, and frozen batch norms folded into their
+                convolutions: the same numbers but for rounding, faster and with less memory.
 
         Raises:
             ValueError: if the backbone has no such output, or the rule is unknown.
@@ -61,7 +61,9 @@ class MaskedBackbone(nn.Module):
                 f"MODEL.DETR.PADDING_MASK is {padding_mask!r}; use one of {PADDING_MASK_RULES}"
             )
         self.body = body
-        self.channels_last = fold_norm and fold_frozen_batch_norm(body) > 0
+        self.fast_conv = fast_conv
+        if fast_conv:
+            fold_frozen_batch_norm(body)
         self.in_feature = chosen[0]
         self.num_channels: int = shapes[self.in_feature].channels
         self.stride: int = shapes[self.in_feature].stride
@@ -77,7 +79,7 @@ class MaskedBackbone(nn.Module):
             Feature (N, num_channels, h, w) and padding mask (N, h, w), True = padding.
         """
         tensor = images.tensor
-        if self.channels_last:
+        if self.fast_conv:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         feature = self.body(tensor)[self.in_feature]
         mask = feature_padding_mask(

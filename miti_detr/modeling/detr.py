@@ -105,7 +105,7 @@ class MitiDetr(nn.Module):
             build_backbone(cfg),
             in_features=detr.IN_FEATURES,
             padding_mask=detr.PADDING_MASK,
-            fold_norm=cfg.MODEL.BACKBONE.FOLD_NORM,
+            fast_conv=cfg.MODEL.BACKBONE.FAST_CONV,
         )
         if cfg.SOLVER.BACKBONE_MULTIPLIER <= 0:
             backbone.requires_grad_(False)

@@ -29,8 +29,8 @@ def test_json_is_pinned(rendered: Path) -> None:
         for split in ("train", "val")
     ]
     assert digests == [
-        "47e254f5ee2ebc51317ca50ce269ca24a84213b60bd6e5ff144b56f8b9e5020a",
-        "b92445f32146c48accab351ba027853bda35e21bf1363b69ff99ba3b50dae6da",
+        "c07cfc6832fd6d418bc4608a87ddc2cebf862b563243f4f33dd762a591636cb6",
+        "f95498dc7c5992cae49b944fc5b8b4e46c7d99305db4cf611d73100ffca6ce2c",
     ]
 
 
