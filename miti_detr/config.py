@@ -18,6 +18,7 @@ def add_miti_detr_config(cfg: CN) -> None:
     _add_transformer_keys(cfg)
     _add_prediction_keys(cfg)
     _add_weights_keys(cfg)
+    _add_backbone_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
 
@@ -31,6 +32,10 @@ def _add_transformer_keys(cfg: CN) -> None:
     detr.LAYER_RESIDUAL = "before_norm"
     # Which stacks have it: both | encoder | decoder
     detr.LAYER_RESIDUAL_IN = "both"
+    # Iterations over which the strength of the residual rises linearly from 0 (DETR) to 1, for a
+    # training that starts from DETR's weights; 0: it is 1 from the start, as published. Read by the
+    # trainer of this project; others register miti_detr.engine.ResidualRamp
+    detr.RESIDUAL_RAMP_ITERS = 0
     detr.TRANSFORMER_NAME = "ResidualTransformer"  # a name in TRANSFORMER_REGISTRY
     detr.HIDDEN_DIM = 256  # width C of the tokens
     detr.NHEADS = 8  # attention heads; must divide HIDDEN_DIM
@@ -58,9 +63,6 @@ def _add_prediction_keys(cfg: CN) -> None:
     # Batches are padded to a multiple of this many pixels in height and width. 0: to the largest
     # image, as published. Few distinct shapes make CPU and compiled runs faster.
     detr.SIZE_BUCKETS = 0
-    # Convolutions in channels_last layout, with frozen batch norms folded into them: the same
-    # numbers but for rounding, faster and with less memory
-    cfg.MODEL.BACKBONE.FAST_CONV = True
 
     # Weights of the set loss
     # Weight of the classification loss, and of the class probability in the matching cost
@@ -80,6 +82,39 @@ def _add_weights_keys(cfg: CN) -> None:
     # Read weights that need more than tensors and plain values. Such a file can run any code:
     # only for files whose origin you trust
     cfg.MODEL.TRUST_WEIGHTS = False
+
+
+def _add_backbone_keys(cfg: CN) -> None:
+    # Convolutions in channels_last layout, with frozen batch norms folded into them: the same
+    # numbers but for rounding, faster and with less memory
+    cfg.MODEL.BACKBONE.FAST_CONV = True
+
+    # MODEL.BACKBONE.NAME build_swin_backbone; the defaults are those of Swin-T
+    cfg.MODEL.SWIN = CN()
+    cfg.MODEL.SWIN.EMBED_DIM = 96  # channels of the first stage, doubled by each further one
+    cfg.MODEL.SWIN.DEPTHS = (2, 2, 6, 2)  # blocks of each stage
+    cfg.MODEL.SWIN.NUM_HEADS = (3, 6, 12, 24)  # attention heads of each stage
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7  # tokens along a side
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2  # probability of skipping the last block; less before it
+
+    # MODEL.BACKBONE.NAME build_vit_backbone; the defaults are those of ViTDet with ViT-B
+    cfg.MODEL.VIT = CN()
+    cfg.MODEL.VIT.IMG_SIZE = 1024  # pixels; every batch is padded to this square
+    cfg.MODEL.VIT.PATCH_SIZE = 16  # pixels along a side of a patch: the stride
+    cfg.MODEL.VIT.EMBED_DIM = 768
+    cfg.MODEL.VIT.DEPTH = 12  # blocks
+    cfg.MODEL.VIT.NUM_HEADS = 12
+    cfg.MODEL.VIT.WINDOW_SIZE = 14  # tokens along a side, in blocks with windowed attention
+    cfg.MODEL.VIT.GLOBAL_BLOCKS = (2, 5, 8, 11)  # the blocks with attention over the whole image
+    cfg.MODEL.VIT.USE_REL_POS = True  # relative positions in attention
+    cfg.MODEL.VIT.DROP_PATH_RATE = 0.1  # probability of skipping the last block; less before it
+
+    # MODEL.BACKBONE.NAME build_timm_backbone; needs the extra miti_detr[timm]
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "resnet50"  # of a model in timm
+    cfg.MODEL.TIMM.PRETRAINED = False  # True: timm downloads its weights
+    cfg.MODEL.TIMM.OUT_INDEX = -1  # which of its feature maps; -1: the last
+    cfg.MODEL.TIMM.FREEZE_NORM = True  # its batch norms become frozen ones
 
 
 def _add_solver_keys(cfg: CN) -> None:

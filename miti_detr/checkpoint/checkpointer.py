@@ -15,8 +15,9 @@ from .convert import ConversionReport, recognise
 from .errors import CheckpointError
 from .files import atomic_write, read_checkpoint, remove_incomplete, weights_file
 from .fit import prepare_weights
+from .pixels import Pixels, expected_pixels, warn_if_pixels_differ
 from .tables import BACKBONE_SOURCES
-from .variant import RECORD_KEY, make_record, variant_of
+from .variant import RECORD_KEY, make_record, recorded_variant, restore_strength, variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -165,16 +166,18 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         if variant is None:
             return super()._load_model(checkpoint)
         state = checkpoint["model"]
+        self._check_pixels(recognise(state), checkpoint.get("__author__", ""))
         if checkpoint.get("matching_heuristics") and recognise(state) is None:
             logger.info("%s: no format of ours; matched by Detectron2's heuristics", self._path)
             return super()._load_model(checkpoint)
         for_training = self.for_training
+        record = checkpoint.pop(RECORD_KEY, None) or recorded_variant(state)
         try:
             checkpoint["model"], report, lines = prepare_weights(
                 state,
                 self.model.state_dict(),
                 variant,
-                record=checkpoint.pop(RECORD_KEY, None),
+                record=record,
                 stated="" if self.cfg is None else self.cfg.MODEL.DETR.WEIGHTS_RESIDUAL,
                 for_training=bool(self.checkpointables) if for_training is None else for_training,
             )
@@ -184,9 +187,20 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
             logger.info("%s: %s", self._path, line)
         checkpoint.pop("matching_heuristics", None)
         incompatible = super()._load_model(checkpoint)
+        if said := restore_strength(self.model, record):
+            logger.info("%s: %s", self._path, said)
         if incompatible.missing_keys:
             incompatible.missing_keys[:] = _unexplained(incompatible.missing_keys, report)
         return incompatible
+
+    def _check_pixels(self, source: str | None, author: str) -> None:
+        mean, std = (getattr(self.model, f"pixel_{name}", None) for name in ("mean", "std"))
+        if mean is None or std is None:
+            return
+        channels = "" if self.cfg is None else self.cfg.INPUT.FORMAT
+        expected = expected_pixels(self._path, source=source, author=author)
+        used = Pixels(mean.flatten().tolist(), std.flatten().tolist(), channels)
+        warn_if_pixels_differ(self._path, expected, used)
 
 
 def _unexplained(missing: list[str], report: ConversionReport) -> list[str]:

@@ -15,7 +15,7 @@ from .convert import ConversionReport, StateDict, convert_state_dict, to_d2_wrap
 from .errors import CheckpointError
 from .files import atomic_write, read_checkpoint
 from .huggingface import to_hf
-from .variant import LAYER_RESIDUALS, RECORD_KEY, STATE_KEY, make_record
+from .variant import LAYER_RESIDUALS, RECORD_KEY, STATE_KEY, STRENGTH, make_record, recorded_variant
 
 FORMATS = ("ours", "detr", "d2-wrapper", "hf")
 
@@ -76,6 +76,11 @@ def _export(
             "without --num-classes the head stays as it is"
         )
     residual = record.get("layer_residual")
+    if record.get(STRENGTH, 1.0) != 1.0:
+        raise CheckpointError(
+            f"the layer residual has strength {record[STRENGTH]:.4g} in these weights, which {to} "
+            "cannot say: train to the end of MODEL.DETR.RESIDUAL_RAMP_ITERS first"
+        )
     if to == "hf":
         if residual not in (None, "none"):
             raise CheckpointError(f"Hugging Face's DETR has no layer residual {residual}")
@@ -96,8 +101,7 @@ def _record(
     checkpoint: Mapping[str, Any], residual: str | None, report: ConversionReport
 ) -> dict[str, Any]:
     """What the source or the caller says of the weights; empty if nobody does."""
-    metadata = getattr(checkpoint["model"], "_metadata", {}).get("", {})
-    record = checkpoint.get(RECORD_KEY) or metadata.get(RECORD_KEY) or {}
+    record = checkpoint.get(RECORD_KEY) or recorded_variant(checkpoint["model"]) or {}
     known = record.get("layer_residual", residual)
     if residual is None:
         return dict(record)

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from .class_head import KEYS
 from .convert import recognise
 from .fit import prepare_weights
-from .variant import RECORD_KEY, check_variant, make_record, variant_of, weights_variant
+from .variant import (
+    RECORD_KEY,
+    check_variant,
+    make_record,
+    recorded_variant,
+    restore_strength,
+    variant_of,
+    weights_variant,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +59,15 @@ def adapt_state_dict(
         CheckpointError: for weights of another variant, or that do not fit.
     """
     source = recognise(state)
-    record = getattr(state, "_metadata", {}).get("", {}).get(RECORD_KEY)
+    record = recorded_variant(state)
     if source is None or (source == "ours" and record is None):
         return state  # for nn.Module to judge
     variant = variant_of(model) or {}
     if source == "ours":
         said = check_variant(variant, weights_variant(record, stated), for_training=allow_other)
-        if said:
-            logger.info(said)
+        for line in (said, restore_strength(model, record)):
+            if line:
+                logger.info(line)
         return state
     if source == "detr" and not any(key in state for key in KEYS):
         logger.warning(

@@ -5,7 +5,7 @@ compute different things. So the variant is recorded beside the weights and comp
 
 A variant is the dict that ``MitiDetr.variant`` holds: ``layer_residual``, ``layer_residual_in``,
 ``pre_norm``, ``padding_mask``, ``num_classes``. A record is a variant with ``version`` and
-``config``.
+``config``; in the middle of a ramp (``MODEL.DETR.RESIDUAL_RAMP_ITERS``) also ``residual_strength``.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from .errors import CheckpointError
 RECORD_KEY = "miti_detr"  # of a checkpoint, and of the metadata of a state dict
 LAYER_RESIDUALS = ("none", "before_norm", "after_norm")
 STATE_KEY = "MODEL.DETR.WEIGHTS_RESIDUAL"
+STRENGTH = "residual_strength"  # of a record, and the attribute of a model
 
 Variant = Mapping[str, Any]
 # Keys of a variant that change the function without changing the keys or shapes of the weights.
@@ -42,7 +43,37 @@ def variant_of(model: nn.Module) -> dict[str, Any] | None:
         return None
     if dataclasses.is_dataclass(variant) and not isinstance(variant, type):
         return dataclasses.asdict(variant)
-    return dict(variant) if isinstance(variant, Mapping) else None
+    if not isinstance(variant, Mapping):
+        return None
+    strength = getattr(model, STRENGTH, 1.0)
+    return {**variant, **({} if strength == 1.0 else {STRENGTH: strength})}
+
+
+def recorded_variant(state_dict: Mapping[str, Any]) -> Variant | None:
+    """Read the record that :func:`~miti_detr.checkpoint.record_variant` left in a state dict."""
+    return getattr(state_dict, "_metadata", {}).get("", {}).get(RECORD_KEY)
+
+
+def restore_strength(model: nn.Module, record: Variant | None) -> str:
+    """Give the layer residual of a model the strength that its new weights were trained with.
+
+    Args:
+        model: changed in place, if it knows a strength.
+        record: of the weights; None or without a strength: 1.
+
+    Returns:
+        What to log, or an empty string.
+    """
+    strength = float((record or {}).get(STRENGTH, 1.0))
+    if not hasattr(model, STRENGTH):
+        return ""
+    setattr(model, STRENGTH, strength)
+    if strength == 1.0:
+        return ""
+    return (
+        f"from the middle of a ramp: the layer residual has strength {strength:.4g}, which the "
+        "model takes over"
+    )
 
 
 def make_record(variant: Variant, cfg: CfgNode | None = None) -> dict[str, Any]:
@@ -152,6 +183,8 @@ def describe(variant: Variant) -> str:
         words.append(f"{variant['layer_residual_in']} only")
     if "padding_mask" in variant:
         words.append(f"{variant['padding_mask']} padding mask")
+    if STRENGTH in variant:
+        words.append(f"strength {variant[STRENGTH]:.4g}")
     name = "DETR" if residual == "none" else "Miti-DETR"
     return f"{name} ({', '.join(words)})" if words else name
 

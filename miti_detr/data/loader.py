@@ -40,8 +40,7 @@ def build_train_loader(
 
     The batch of an iteration, with its augmentation, is a pure function of ``SEED`` and the
     iteration: it does not depend on ``DATALOADER.NUM_WORKERS`` nor, taken over all processes, on
-        their number. The random state of the calling process
-    is left alone.
+    their number. The random state of the calling process is left alone.
 
     Args:
         cfg: the data sets of ``DATASETS.TRAIN``; ``SOLVER.IMS_PER_BATCH`` images in all processes

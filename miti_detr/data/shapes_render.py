@@ -16,19 +16,19 @@ import numpy as np
 
 CLASSES = ("circle", "square", "triangle")
 
-SHORT_SIDE = (128, 192)  # smallest and largest shorter side of an image, pixels
-LONG_SIDE = 256  # largest longer side, pixels
+SHORT_SIDE = (128, 160)  # smallest and largest shorter side of an image, pixels
+LONG_SIDE = 224  # largest longer side, pixels
 SIDE_STEP = 4  # sides are multiples of this many pixels
 
 _EMPTY_PERCENT = 4  # images without objects
-_OBJECT_COUNTS = (1, 1, 2, 2, 3, 3, 4, 5, 6)  # drawn uniformly
+_OBJECT_COUNTS = (1, 1, 2, 2, 3, 4, 5)  # drawn uniformly
 # Square root of the area, in quarter pixels, between which an object is drawn: COCO's small, medium
 # and large, with a gap around the limits of 32 and 96 pixels, so that rounding cannot move an
 # object over one.
-_AREA_ROOTS = ((72, 112), (144, 340), (394, 480))
+_AREA_ROOTS = ((88, 112), (144, 340), (394, 480))
 # Drawn uniformly; some find no room, large ones most often.
-_SIZE_TABLE = (0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2)
-_MIN_VISIBLE_PERCENT = 60
+_SIZE_TABLE = (0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2)
+_MIN_VISIBLE_PERCENT = 75
 _PLACEMENT_TRIES = 30
 _NOISE = 10  # largest change of a channel by noise, of 255
 
@@ -69,7 +69,7 @@ def render(seed: int) -> tuple[np.ndarray, list[Shape]]:
 
     Returns:
         The image, (H, W, 3) uint8 RGB, and its objects from bottom to top. Each lies inside the
-        image, and at least 60 % of its pixels are not covered by later ones.
+        image, and at least 75 % of its pixels are not covered by later ones.
     """
     rng = np.random.RandomState(seed)
     height, width = _draw_size(rng)

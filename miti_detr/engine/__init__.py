@@ -1,5 +1,6 @@
 """Training and evaluation runs."""
 
+from .hooks import ResidualRamp
 from .launch import run, share_threads
 from .nonfinite import NonFiniteError, ReplayReport, replay
 from .optimizer import build_optimizer
@@ -9,6 +10,7 @@ from .trainer import Trainer
 __all__ = [
     "NonFiniteError",
     "ReplayReport",
+    "ResidualRamp",
     "Trainer",
     "build_optimizer",
     "log_version",

@@ -43,6 +43,7 @@ _AT_LEAST: dict[str, int] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0,
     "SOLVER.EPOCHS": 0,
     "TEST.EVAL_PERIOD": 0,
+    "MODEL.DETR.RESIDUAL_RAMP_ITERS": 0,
 }
 
 

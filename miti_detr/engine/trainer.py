@@ -22,7 +22,7 @@ from miti_detr.data import build_test_loader, build_train_loader
 from miti_detr.evaluation import build_evaluator, write_coco_table
 from miti_detr.files import write_text
 
-from .hooks import BestCheckpointer, ProgressBar, RunWriters, read_records
+from .hooks import BestCheckpointer, ProgressBar, ResidualRamp, RunWriters, read_records
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
 from .seed import resolve_seed
@@ -149,12 +149,14 @@ class Trainer(DefaultTrainer):
             return self._last_eval_results
 
         evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
+        ramp = ResidualRamp(cfg.MODEL.DETR.RESIDUAL_RAMP_ITERS)
         if not comm.is_main_process():
-            return [hooks.IterationTimer(), hooks.LRScheduler(), evaluation]
+            return [hooks.IterationTimer(), hooks.LRScheduler(), ramp, evaluation]
         result = [
             hooks.IterationTimer(),
             ProgressBar(),
             hooks.LRScheduler(),
+            ramp,
             # Before the evaluation: if that fails, there is a checkpoint.
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             evaluation,
@@ -254,7 +256,8 @@ class _BestWeights(MitiDetrCheckpointer):
 def wrap_for_processes(model: nn.Module) -> nn.Module:
     """Let several processes train one model; alone, return it as it is.
 
-    Detectron2's own function names a GPU, which torch refuses for a model on the CPU.
+    Detectron2's own function names a GPU, which torch refuses for a model on the CPU, and expects
+    every parameter to be used: those of unused levels of a feature pyramid are not.
 
     Args:
         model: on its device.
@@ -263,7 +266,13 @@ def wrap_for_processes(model: nn.Module) -> nn.Module:
         return model
     on_gpu = next(model.parameters()).device.type == "cuda"
     devices = [comm.get_local_rank()] if on_gpu else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    backbone = getattr(model, "backbone", None)
+    return DistributedDataParallel(
+        model,
+        device_ids=devices,
+        broadcast_buffers=False,
+        find_unused_parameters=getattr(backbone, "has_idle_parts", False),
+    )
 
 
 def _num_images(data_loader: Any) -> int | None:

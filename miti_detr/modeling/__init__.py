@@ -7,7 +7,9 @@ from .heads import SetPrediction
 from .matcher import HungarianMatcher
 from .postprocess import detections
 from .targets import Target, targets_from_instances
+from .timm_backbone import TimmBackbone, build_timm_backbone
 from .transformer import TRANSFORMER_REGISTRY, ResidualTransformer, build_transformer
+from .vision_transformers import build_swin_backbone, build_vit_backbone
 
 __all__ = [
     "TRANSFORMER_REGISTRY",
@@ -18,8 +20,12 @@ __all__ = [
     "SetCriterion",
     "SetPrediction",
     "Target",
+    "TimmBackbone",
     "build_detr_resnet_backbone",
+    "build_swin_backbone",
+    "build_timm_backbone",
     "build_transformer",
+    "build_vit_backbone",
     "detections",
     "targets_from_instances",
 ]

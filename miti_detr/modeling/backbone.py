@@ -3,6 +3,7 @@
 N images, H x W padded batch in pixels, h x w feature grid.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,7 @@ class MaskedBackbone(nn.Module):
         in_feature: name of its output that is used.
         num_channels: channels of that output.
         stride: pixels per cell of that output.
+        has_idle_parts: it may have parameters that this output does not need.
     """
 
     def __init__(
@@ -40,7 +42,8 @@ class MaskedBackbone(nn.Module):
 
         Args:
             body: any Detectron2 backbone.
-            in_features: the one output to use; empty for the one with the largest stride.
+            in_features: the one output to use; empty for the one with the largest stride, of
+                several the last one.
             padding_mask: rule of :func:`miti_detr.layers.feature_padding_mask`.
             fast_conv: channels_last layout, and frozen batch norms folded into their
                 convolutions: the same numbers but for rounding, faster and with less memory.
@@ -50,7 +53,9 @@ class MaskedBackbone(nn.Module):
         """
         super().__init__()
         shapes = body.output_shape()
-        chosen = list(in_features) or [max(shapes, key=lambda name: shapes[name].stride)]
+        # Of several (res4 and res5 of DC5) the last one.
+        coarsest = max(reversed(list(shapes)), key=lambda name: shapes[name].stride)
+        chosen = list(in_features) or [coarsest]
         if len(chosen) != 1 or chosen[0] not in shapes:
             raise ValueError(
                 f"MODEL.DETR.IN_FEATURES is {chosen}; give one of the backbone's outputs: "
@@ -68,6 +73,8 @@ class MaskedBackbone(nn.Module):
         self.num_channels: int = shapes[self.in_feature].channels
         self.stride: int = shapes[self.in_feature].stride
         self.padding_mask = padding_mask
+        whole = isinstance(body, ResNet) and self.in_feature == coarsest
+        self.has_idle_parts = len(shapes) > 1 and not whole
 
     def forward(self, images: ImageList) -> tuple[Tensor, Tensor]:
         """Compute the feature of a padded batch.
@@ -91,6 +98,29 @@ class MaskedBackbone(nn.Module):
             device=feature.device,
         )
         return feature, mask
+
+    def padding_constraints(self, multiple: int = 1) -> dict[str, int]:
+        """What the backbone needs of the size of a batch, in pixels.
+
+        Args:
+            multiple: a further divisor of height and width.
+
+        Returns:
+            ``size_divisibility`` and ``square_size`` (0: any shape), for
+            :meth:`detectron2.structures.ImageList.from_tensors`.
+        """
+        asked = self.body.padding_constraints
+        divisors = (
+            multiple,
+            # Misspelled behind the property in Detectron2's SwinTransformer, hence the default,
+            getattr(self.body, "size_divisibility", 0),
+            asked.get("size_divisibility", 0),
+            asked.get("size_divisiblity", 0),  # and so in its SimpleFeaturePyramid.
+        )
+        return {
+            "size_divisibility": math.lcm(*(max(divisor, 1) for divisor in divisors)),
+            "square_size": asked.get("square_size", 0),
+        }
 
     def extra_repr(self) -> str:
         """Show what is used in the printed model."""

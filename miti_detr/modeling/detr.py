@@ -4,7 +4,6 @@ N images, H x W padded batch in pixels, h x w feature grid, Q queries, L decoder
 classes.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from miti_detr.checkpoint import adapt_state_dict, record_variant
+from miti_detr.checkpoint.pixels import Pixels, expected_pixels, warn_if_pixels_differ
 from miti_detr.layers import MLP, build_position_encoding
 
 from .backbone import MaskedBackbone
@@ -24,7 +24,7 @@ from .heads import SetPrediction, predict_set
 from .matcher import HungarianMatcher
 from .postprocess import detections
 from .targets import targets_from_instances
-from .transformer import ResidualTransformer, build_transformer
+from .transformer import LayerResidual, ResidualTransformer, build_transformer
 
 
 @META_ARCH_REGISTRY.register()
@@ -67,7 +67,8 @@ class MitiDetr(nn.Module):
             pixel_mean: per channel, in the units and channel order of the input images.
             pixel_std: per channel, likewise.
             size_bucket: pad batches to a multiple of this many pixels; 0: no more than needed.
-            variant: what a checkpoint should say about the function that the weights are for.
+            variant: what a checkpoint should say about the function that the weights are for; None:
+                what the parts say.
             weights_residual: the layer residual that files without such a record were trained with.
         """
         super().__init__()
@@ -82,7 +83,7 @@ class MitiDetr(nn.Module):
         self.criterion = criterion
         self.num_classes = num_classes
         self.size_bucket = size_bucket
-        self.variant = variant or {}
+        self.variant = self._own_variant() if variant is None else variant
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.weights_residual = weights_residual
@@ -101,6 +102,11 @@ class MitiDetr(nn.Module):
                 "MODEL.MASK_ON and MODEL.DETR.FROZEN_WEIGHTS belong to mask prediction, which "
                 "MitiDetr does not have: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
             )
+        warn_if_pixels_differ(
+            cfg.MODEL.WEIGHTS,
+            expected_pixels(cfg.MODEL.WEIGHTS),
+            Pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT),
+        )
         backbone = MaskedBackbone(
             build_backbone(cfg),
             in_features=detr.IN_FEATURES,
@@ -140,10 +146,39 @@ class MitiDetr(nn.Module):
             "weights_residual": detr.WEIGHTS_RESIDUAL,
         }
 
+    def _own_variant(self) -> dict[str, Any]:
+        keys = ("layer_residual", "layer_residual_in", "pre_norm")
+        known = {k: getattr(self.transformer, k) for k in keys if hasattr(self.transformer, k)}
+        padding_mask = self.backbone.padding_mask
+        return {**known, "padding_mask": padding_mask, "num_classes": self.num_classes}
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.pixel_mean.device
+
+    @property
+    def residual_strength(self) -> float:
+        """Factor of the layer residual, in [0, 1]: 1 but while it is ramped up.
+
+        It is recorded with the weights and restored with them. A model without a residual has 1.
+
+        Raises:
+            ValueError: when it is set to a value out of range.
+        """
+        return next((residual.strength for residual in self._residuals()), 1.0)
+
+    @residual_strength.setter
+    def residual_strength(self, strength: float) -> None:
+        """Set it in every layer that has a residual."""
+        if not 0 <= strength <= 1:
+            raise ValueError(f"residual_strength {strength} is not between 0 and 1")
+        for residual in self._residuals():
+            residual.strength = strength
+
+    def _residuals(self) -> list[LayerResidual]:
+        modules = self.transformer.modules()
+        return [m for m in modules if isinstance(m, LayerResidual) and m.placement != "none"]
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -197,18 +232,23 @@ class MitiDetr(nn.Module):
         return self.apply_heads(self.decode(*self.encode_image(images)))
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, then pad with zeros at the bottom and right: (N, 3, H, W)."""
+        """Normalise, then pad with zeros at the bottom and right: (N, 3, H, W).
+
+        Raises:
+            ValueError: an image is larger than the square that the backbone needs.
+        """
         images = [
             (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
         ]
-        body = self.backbone.body
-        constraints = dict(body.padding_constraints)
-        divisibility = math.lcm(max(body.size_divisibility, 1), max(self.size_bucket, 1))
-        if constraints:
-            constraints["size_divisibility"] = math.lcm(
-                divisibility, max(constraints.get("size_divisibility", 1), 1)
+        constraints = self.backbone.padding_constraints(self.size_bucket)
+        square = constraints["square_size"]
+        largest = max(max(image.shape[-2:]) for image in images)
+        if 0 < square < largest:
+            raise ValueError(
+                f"an image has a side of {largest} pixels, the backbone takes at most {square}: "
+                "lower INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST"
             )
-        return ImageList.from_tensors(images, divisibility, padding_constraints=constraints)
+        return ImageList.from_tensors(images, padding_constraints=constraints)
 
     def encode_image(self, images: ImageList) -> tuple[Tensor, Tensor, Tensor]:
         """Feature, padding mask and position encoding of a batch.

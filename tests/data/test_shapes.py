@@ -29,8 +29,8 @@ def test_json_is_pinned(rendered: Path) -> None:
         for split in ("train", "val")
     ]
     assert digests == [
-        "c07cfc6832fd6d418bc4608a87ddc2cebf862b563243f4f33dd762a591636cb6",
-        "f95498dc7c5992cae49b944fc5b8b4e46c7d99305db4cf611d73100ffca6ce2c",
+        "b6e7c40aaaffd26e9caf74d040eaaf75bca0e63de2f4f2a7c735300999717481",
+        "34cd2e9a6099982dcabd03bf33ca39c0cba40fc87aae860389bd5b600c0ecc59",
     ]
 
 

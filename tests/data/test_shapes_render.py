@@ -28,7 +28,7 @@ def test_bytes_are_pinned(pictures) -> None:
     digest = hashlib.sha256()
     for image, _ in pictures[:40]:
         digest.update(encode_bmp(image))
-    assert digest.hexdigest() == "4137e45ec36af4d3e0478c7ef47ca59c8d1f684a907e0678c85eeaeb2e543933"
+    assert digest.hexdigest() == "df7ba66ba655b320602bbb42455018f3855986ece00a6e25c804d03ff12541e0"
 
 
 def test_no_cosine_is_near_a_tie() -> None:
@@ -42,8 +42,8 @@ def test_sizes_vary_by_steps(pictures) -> None:
     assert [image_size(seed) for seed in SEEDS] == [tuple(size) for size in sizes.tolist()]
     assert (sizes % 4 == 0).all()
     assert sizes.min() >= 128
-    assert sizes.min(axis=1).max() <= 192
-    assert sizes.max() <= 256
+    assert sizes.min(axis=1).max() <= 160
+    assert sizes.max() <= 224
     wide = (sizes[:, 1] > sizes[:, 0]).mean()
     assert 0.3 < wide < 0.7
     assert len({tuple(size) for size in sizes.tolist()}) > 100
@@ -53,12 +53,12 @@ def test_objects_are_small_medium_and_large(pictures) -> None:
     """COCO's limits: 32**2 and 96**2 square pixels; large ones find room least often."""
     areas = np.array([_area(shape) for _, shapes in pictures for shape in shapes])
     shares = np.histogram(areas, bins=[0, 32**2, 96**2, 1e9])[0] / len(areas)
-    np.testing.assert_allclose(shares, [0.2, 0.53, 0.27], atol=0.06)
+    np.testing.assert_allclose(shares, [0.15, 0.55, 0.3], atol=0.06)
 
 
 def test_counts_and_classes(pictures) -> None:
     counts = np.bincount([len(shapes) for _, shapes in pictures])
-    assert len(counts) == 7
+    assert len(counts) == 6
     assert (counts > 0).all()
     assert counts[0] < 0.1 * len(pictures)
     labels = np.bincount([shape.label for _, shapes in pictures for shape in shapes])
@@ -67,7 +67,7 @@ def test_counts_and_classes(pictures) -> None:
 
 
 def test_shapes_lie_inside_and_are_visible(pictures) -> None:
-    """Each box lies inside the image, is at least 14 pixels wide, and 60 % of it stays visible."""
+    """Each box lies inside the image, is at least 20 pixels wide, and 75 % of it stays visible."""
     overlaps = 0
     for image, shapes in pictures:
         owner = np.zeros(image.shape[:2], dtype=int)
@@ -75,12 +75,12 @@ def test_shapes_lie_inside_and_are_visible(pictures) -> None:
         for number, shape in enumerate(shapes, start=1):
             assert (shape.polygon >= 0).all()
             assert (shape.polygon <= (4 * image.shape[1], 4 * image.shape[0])).all()
-            assert (np.ptp(shape.polygon, axis=0) >= 4 * 14).all()
+            assert (np.ptp(shape.polygon, axis=0) >= 4 * 20).all()
             window, mask = rasterise(shape)
             totals.append(mask.sum())
             owner[window][mask] = number
         visible = np.bincount(owner.ravel(), minlength=len(shapes) + 1)[1:]
-        assert (visible >= 0.6 * np.array(totals)).all()
+        assert (visible >= 0.75 * np.array(totals)).all()
         overlaps += int((visible < totals).any())
     assert overlaps > 0.1 * len(pictures)
 

@@ -113,6 +113,30 @@ def test_diagram_of_residual():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("placement", ["before_norm", "after_norm"])
+def test_strength_scales_the_joined_input_alone(placement, norm):
+    """s = 0 is DETR to the bit, s = 0.25 the formulas of the module docstring with 0.25 x."""
+    x, total, normed = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    last = nn.LayerNorm(8)
+
+    def close(rule, x, normed):
+        if norm == "pre":
+            return rule.close_pre_norm(x, normed, total)
+        return rule.close_post_norm(x, total, last)
+
+    rule, plain = LayerResidual(placement), LayerResidual("none")
+    rule.strength = 0.0
+    torch.testing.assert_close(close(rule, x, normed), close(plain, x, normed), rtol=0, atol=0)
+    rule.strength = 0.25
+    torch.testing.assert_close(
+        close(rule, x, normed),
+        close(LayerResidual(placement), 0.25 * x, 0.25 * normed),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("kind", [EncoderLayer, DecoderLayer])
 def test_after_norm_is_the_plain_layer_plus_its_input(kind, norm):
     """Equation (6) of the paper, X_{l+1} = f_l(...) + X_l, in both norm orders."""

@@ -21,12 +21,15 @@ output, marked ``=>`` below. LN is LayerNorm; the LN at the right end is the lay
                    '-[A]-+-[LN]-+-----v            "           '-[LN]-[A]-----+-+------------+
                                 '-[F]-+-[LN]-------+- out                       '-[LN]-[F]---+- out
 
-In formulas, with y the sum before F and z = LN1(x) (specific to pre-norm)::
+In formulas, with y the sum before F, z = LN1(x) (specific to pre-norm), and the strength s::
 
                  post-norm                   pre-norm
     none         LN(y + F(y))                y + F(LN y)
-    before_norm  LN(x + y + F(y))            z + y + F(LN y)
-    after_norm   x + LN(y + F(y))            x + y + F(LN y)
+    before_norm  LN(s x + y + F(y))          s z + y + F(LN y)
+    after_norm   s x + LN(y + F(y))          s x + y + F(LN y)
+
+The strength is 1 but while ``MODEL.DETR.RESIDUAL_RAMP_ITERS`` raises it from 0, where each of the
+three is DETR, for a warm start from DETR's weights.
 
 ``before_norm`` is what the published code computes (wenchima/Miti-DETR
 ``models/transformer_v1.py`` at ae42bd0; note that its pre-norm layers carry z, not x).
@@ -66,6 +69,7 @@ class LayerResidual(nn.Module):
 
     Attributes:
         placement: one of :data:`LAYER_RESIDUALS`.
+        strength: factor of the joined input, in [0, 1].
     """
 
     def __init__(self, placement: str = "none") -> None:
@@ -81,6 +85,7 @@ class LayerResidual(nn.Module):
                 "(config key MODEL.DETR.LAYER_RESIDUAL)"
             )
         self.placement = placement
+        self.strength = 1.0
 
     def close_post_norm(self, x: Tensor, total: Tensor, last_norm: nn.Module) -> Tensor:
         """Output of a post-norm layer.
@@ -91,9 +96,9 @@ class LayerResidual(nn.Module):
             last_norm: the layer's last LayerNorm.
         """
         if self.placement == "before_norm":
-            return last_norm(x + total)
+            return last_norm(self._scaled(x) + total)
         if self.placement == "after_norm":
-            return x + last_norm(total)
+            return self._scaled(x) + last_norm(total)
         return last_norm(total)
 
     def close_pre_norm(self, x: Tensor, normed: Tensor, total: Tensor) -> Tensor:
@@ -105,11 +110,14 @@ class LayerResidual(nn.Module):
             total: y + F(LN y), the output of the plain layer; the same shape.
         """
         if self.placement == "before_norm":
-            return normed + total
+            return self._scaled(normed) + total
         if self.placement == "after_norm":
-            return x + total
+            return self._scaled(x) + total
         return total
 
     def extra_repr(self) -> str:
         """Show the placement in the printed model."""
         return self.placement
+
+    def _scaled(self, path: Tensor) -> Tensor:
+        return path if self.strength == 1.0 else self.strength * path

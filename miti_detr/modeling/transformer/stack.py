@@ -135,6 +135,9 @@ class ResidualTransformer(nn.Module):
             nn.LayerNorm(d_model),
         )
         self.d_model = d_model
+        self.pre_norm = pre_norm
+        self.layer_residual = layer_residual
+        self.layer_residual_in = layer_residual_in
         self._reset_parameters()
 
     @classmethod

@@ -1,0 +1,149 @@
+"""DETR as it was written in 2020: what the speed of this package is measured against.
+
+The same model and state-dict keys, with ``nn.MultiheadAttention`` (which keeps the attention
+weights), convolutions and frozen batch norms apart, and a set loss that goes through decoder layers
+and images one by one. Written for comparison only, and independently of ``miti_detr.modeling``'s
+attention, matcher and losses, so that equal results mean something.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torchvision.ops import box_convert, generalized_box_iou
+
+from miti_detr.layers import MultiHeadAttention
+from miti_detr.modeling import MitiDetr, Target
+
+Match = tuple[Tensor, Tensor]  # queries and objects of one image, each (M,)
+
+
+def build_plain(cfg: CfgNode) -> MitiDetr:
+    """Build the model of a config in its plain form.
+
+    Args:
+        cfg: of a ``MitiDetr``; left as it is.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.FAST_CONV = False
+    model: MitiDetr = build_model(cfg)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, MultiHeadAttention):
+                setattr(parent, name, PlainAttention.of(child))
+    detr = cfg.MODEL.DETR
+    model.criterion = LoopCriterion(
+        num_classes=detr.NUM_CLASSES,
+        class_weight=detr.CLASS_WEIGHT,
+        l1_weight=detr.L1_WEIGHT,
+        giou_weight=detr.GIOU_WEIGHT,
+        no_object_weight=detr.NO_OBJECT_WEIGHT,
+    ).to(model.device)
+    return model
+
+
+class PlainAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` with the arguments of :class:`MultiHeadAttention`."""
+
+    @classmethod
+    def of(cls, attention: MultiHeadAttention) -> "PlainAttention":
+        """The plain form of an attention, with the same parameters."""
+        width = attention.out_proj.in_features
+        plain = cls(width, attention.nhead, dropout=attention.dropout, batch_first=True)
+        plain.load_state_dict(attention.state_dict())
+        return plain.to(attention.in_proj_weight.device).train(attention.training)
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend; ``mask`` is (N, 1, 1, Lk) with True = may attend, or none."""
+        padding = None if mask is None else ~mask[:, 0, 0]
+        return super().forward(query, key, value, key_padding_mask=padding)[0]
+
+
+class LoopCriterion(nn.Module):
+    """The set loss, one decoder layer after the other, as published.
+
+    For each layer: the cost of every query of the batch against every object of the batch, an
+    assignment image by image on its block, then the losses, with the GIoU of the pairs from the
+    diagonal of all pairs.
+
+    Source: the steps of facebookresearch/detr ``models/matcher.py`` and ``models/detr.py`` at
+    29901c5.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        no_object_weight: float = 0.1,
+    ) -> None:
+        """Make the criterion; arguments as in :class:`SetCriterion`."""
+        super().__init__()
+        self.num_classes = num_classes
+        self.weights = {"loss_ce": class_weight, "loss_bbox": l1_weight, "loss_giou": giou_weight}
+        class_weights = torch.ones(num_classes + 1)
+        class_weights[-1] = no_object_weight
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Compute the weighted losses of all layers; arguments as in :class:`SetCriterion`."""
+        losses = {}
+        for layer in range(len(logits)):
+            suffix = "" if layer == len(logits) - 1 else f"_{layer}"
+            with torch.autocast(logits.device.type, enabled=False):
+                found = self._losses(logits[layer].float(), boxes[layer].float(), targets)
+            for name, value in found.items():
+                losses[name + suffix] = self.weights[name] * value
+        return losses
+
+    def _losses(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Losses of one layer: logits (N, Q, K+1), boxes (N, Q, 4)."""
+        matches = self._match(logits, boxes, targets)
+        classes = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
+        for image, (query, target) in enumerate(matches):
+            classes[image, query] = targets[image]["labels"][target]
+        ce = F.cross_entropy(logits.transpose(1, 2), classes, self.get_buffer("class_weights"))
+
+        predicted = torch.cat([boxes[image, query] for image, (query, _) in enumerate(matches)])
+        truth = torch.cat([t["boxes"][i] for t, (_, i) in zip(targets, matches, strict=True)])
+        number = max(sum(len(t["labels"]) for t in targets), 1)
+        giou = torch.diag(generalized_box_iou(_corners(predicted), _corners(truth)))
+        return {
+            "loss_ce": ce,
+            "loss_bbox": (predicted - truth).abs().sum() / number,
+            "loss_giou": (1 - giou).sum() / number,
+        }
+
+    @torch.no_grad()
+    def _match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> list[Match]:
+        labels = torch.cat([t["labels"] for t in targets])
+        truth = torch.cat([t["boxes"] for t in targets])
+        probability = logits.flatten(0, 1).softmax(-1)
+        predicted = boxes.flatten(0, 1)
+        cost = (
+            self.weights["loss_bbox"] * torch.cdist(predicted, truth, p=1)
+            - self.weights["loss_ce"] * probability[:, labels]
+            - self.weights["loss_giou"] * generalized_box_iou(_corners(predicted), _corners(truth))
+        )
+        blocks = (
+            cost.view(*logits.shape[:2], -1).cpu().split([len(t["labels"]) for t in targets], -1)
+        )
+        pairs = [linear_sum_assignment(block[image]) for image, block in enumerate(blocks)]
+        return [(torch.as_tensor(query), torch.as_tensor(target)) for query, target in pairs]
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    return box_convert(boxes, "cxcywh", "xyxy")

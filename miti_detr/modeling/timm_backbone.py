@@ -1,0 +1,130 @@
+"""Backbones of timm (``pip install 'miti_detr[timm]'``), as a backbone of Detectron2."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from miti_detr.checkpoint.pixels import Pixels, warn_if_pixels_differ
+
+OUTPUT = "timm"  # name of the one output
+
+
+class TimmBackbone(Backbone):
+    """One feature map of a network of timm that takes images of any size.
+
+    Attributes:
+        net: timm's feature extractor, without the layers behind that feature map.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        out_index: int = -1,
+        pretrained: bool = False,
+        freeze_norm: bool = True,
+        freeze_at: int = 0,
+        in_channels: int = 3,
+    ) -> None:
+        """Make the network.
+
+        Args:
+            name: of the model in timm.
+            out_index: of the feature map among timm's; -1: the last, of the largest stride.
+            pretrained: take timm's weights, which it downloads.
+            freeze_norm: replace batch norm by frozen batch norm, as DETR needs for small batches.
+            freeze_at: how many of timm's feature maps are computed by frozen layers.
+            in_channels: of the image.
+
+        Raises:
+            ImportError: timm is not installed.
+            ValueError: there is no such model, or no such feature map.
+        """
+        super().__init__()
+        timm = require_timm("this backbone")
+        try:
+            net = timm.create_model(
+                name,
+                pretrained=pretrained,
+                features_only=True,
+                out_indices=(out_index,),
+                in_chans=in_channels,
+            )
+        except (RuntimeError, AssertionError, IndexError) as error:
+            raise ValueError(
+                f"MODEL.TIMM.NAME {name!r} with OUT_INDEX {out_index}: timm says: {error}"
+            ) from error
+        self.net: Any = timm.layers.freeze_batch_norm_2d(net) if freeze_norm else net
+        self._channels_last = "NHWC" in str(getattr(net, "output_fmt", ""))
+        self._shape = ShapeSpec(
+            channels=net.feature_info.channels()[0], stride=net.feature_info.reduction()[0]
+        )
+        if freeze_at > 0:
+            infos = net.feature_info.info
+            _freeze_up_to(net, infos[min(freeze_at, len(infos)) - 1]["module"])
+
+    @property
+    def size_divisibility(self) -> int:
+        """The stride: some of these networks drop the rest of a larger image."""
+        return self._shape.stride
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of the one output."""
+        return {OUTPUT: self._shape}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute the feature (N, C', h, w) of images (N, 3, H, W)."""
+        (feature,) = self.net(x)
+        return {OUTPUT: feature.permute(0, 3, 1, 2) if self._channels_last else feature}
+
+
+def require_timm(what: str) -> Any:
+    """Import timm.
+
+    Args:
+        what: needs it, for the message.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(f"{what} needs timm: `pip install 'miti_detr[timm]'`") from error
+    return timm
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """A network of timm from the keys ``MODEL.TIMM.*`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+    keys = cfg.MODEL.TIMM
+    backbone = TimmBackbone(
+        keys.NAME,
+        out_index=keys.OUT_INDEX,
+        pretrained=keys.PRETRAINED,
+        freeze_norm=keys.FREEZE_NORM,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        in_channels=input_shape.channels,
+    )
+    if keys.PRETRAINED:
+        origin = backbone.net.pretrained_cfg
+        mean, std = ([255 * x for x in origin[key]] for key in ("mean", "std"))
+        used = Pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
+        warn_if_pixels_differ(f"{keys.NAME} of timm", Pixels(mean, std, "RGB"), used)
+    return backbone
+
+
+def _freeze_up_to(net: nn.Module, last: str) -> None:
+    """Freeze the modules in the order of their use, to the end of the one called ``last``."""
+    names = (last, last.replace(".", "_"), f"model.{last}")  # as timm's wrappers rename it
+    found = False
+    for name, module in net.named_modules():
+        inside = any(name == n or name.startswith(f"{n}.") for n in names)
+        if found and not inside:
+            return
+        found = found or inside
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)

@@ -1,0 +1,41 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import distributed
+
+from miti_detr.engine.trainer import wrap_for_processes
+from tests.helpers import tiny_config, training_input
+from tests.modeling.test_backbones import FPN_KEYS
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process group of this process alone, which takes itself for one of two."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("fpn", [False, True])
+def test_backbone_with_idle_parts_trains_in_several_processes(
+    fpn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Levels of a feature pyramid that are not used have no gradient: torch must be told."""
+    overrides = FPN_KEYS if fpn else ()
+    model = build_model(tiny_config("MODEL.RESNETS.NORM", "FrozenBN", *overrides))
+    inputs = [training_input((48, 64), [[4, 5, 20, 30]], [1])]
+    wrapped = wrap_for_processes(model)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 1)  # there is nobody to ask for boxes
+    for _ in range(2):  # torch notices in the next step
+        total = sum(wrapped(inputs).values())
+        assert isinstance(total, torch.Tensor)
+        total.backward()
+    assert wrapped.find_unused_parameters == fpn
