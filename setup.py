@@ -24,8 +24,19 @@ def read_version() -> str:
 
 FAST_EVAL = ["faster-coco-eval>=1.6"]
 HF = ["transformers>=4.40", "safetensors"]
+VISUALIZER = ["opencv-python-headless>=4.8"]  # of Detectron2, which does not ask for it
 TIMM = ["timm>=1.0"]
-DEV = ["pytest>=8", "pytest-cov", "pytest-xdist", "ruff", "mypy", *FAST_EVAL, *HF, *TIMM]
+DEV = [
+    "pytest>=8",
+    "pytest-cov",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    *VISUALIZER,
+    *FAST_EVAL,
+    *HF,
+    *TIMM,
+]
 
 setup(
     name="miti_detr",

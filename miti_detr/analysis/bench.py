@@ -6,15 +6,14 @@ machine, and the ratios are of neighbouring steps.
 """
 
 import os
-import statistics
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from .bench_child import Child, Clock, in_child, peak_device_memory, peak_memory
+from .bench_child import Clock, alternate, in_child, pair_ratios
 from .bench_sides import Side, build_side, set_dropout
 from .bench_spec import BenchSpec, make_weights
 
@@ -48,54 +47,21 @@ def bench_steps(spec: BenchSpec, tasks: tuple[str, ...], against: str | None = N
         return {"weights": said, **{t: _bench_task(spec, t, sides, places) for t in tasks}}
 
 
-def _bench_task(spec: BenchSpec, task: str, names: list[str], places: tuple[str, str]) -> Result:
-    prepare, first, step = (
-        (_prepare_inference, _outputs, _infer)
-        if task == "inference"
-        else (_prepare_training, _first_losses, _train)
+def _bench_task(spec: BenchSpec, task: str, sides: list[str], places: tuple[str, str]) -> Result:
+    prepare, step, compare = _TASKS[task]
+    measured = alternate(
+        sides,
+        prepare,
+        step,
+        (spec, *places),
+        threads=spec.threads,
+        warmup=spec.warmup,
+        repeats=spec.repeats,
     )
-    with ExitStack() as stack:
-        sides = {name: stack.enter_context(Child(spec.threads)) for name in names}
-        start = {name: side.call(prepare, spec, name, *places) for name, side in sides.items()}
-        firsts = {name: side.call(first) for name, side in sides.items()}
-        for _ in range(spec.warmup):
-            for side in sides.values():
-                side.call(step)
-        seconds: dict[str, dict[str, list[float]]] = {name: {} for name in names}
-        for _ in range(spec.repeats):
-            for name, side in sides.items():
-                for part, value in side.call(step).items():
-                    seconds[name].setdefault(part, []).append(value)
-        memory = {name: side.call(_memory) for name, side in sides.items()}
-    for name in names:
-        memory[name]["start"] = start[name]
-    result: Result = {"seconds": seconds, "memory": memory}
-    if len(names) == 2:
-        result["ratio"] = pair_ratios(*(seconds[name] for name in names))
-        result["agreement"] = _AGREEMENT[task](*(firsts[name] for name in names))
-    return result
-
-
-def pair_ratios(
-    ours: dict[str, list[float]], other: dict[str, list[float]]
-) -> dict[str, dict[str, float]]:
-    """How many times as long the other takes, step by step.
-
-    Args:
-        ours: part to seconds of each step.
-        other: the same, each step measured right after ours.
-
-    Returns:
-        Part to ``median``, ``min`` and ``max`` of the ratios of the pairs.
-    """
-    result = {}
-    for part in ours:
-        ratios = [b / a for a, b in zip(ours[part], other[part], strict=True)]
-        result[part] = {
-            "median": statistics.median(ratios),
-            "min": min(ratios),
-            "max": max(ratios),
-        }
+    result: Result = {"seconds": measured.seconds, "memory": measured.memory}
+    if len(sides) == 2:
+        result["ratio"] = pair_ratios(*(measured.seconds[side] for side in sides))
+        result["agreement"] = compare(*(measured.prepared[side] for side in sides))
     return result
 
 
@@ -114,30 +80,34 @@ def _compare_losses(ours: list[float], other: list[float]) -> Result:
     }
 
 
-_AGREEMENT = {"inference": _compare_outputs, "training": _compare_losses}
-
 # What follows runs in the child, and keeps its side here.
 _side: Side
 
 
-def _prepare_inference(spec: BenchSpec, name: str, weights: str, hf_folder: str) -> float:
-    """Build a side; returns the most memory so far, in MiB."""
+def _prepare_inference(
+    name: str, spec: BenchSpec, weights: str, hf_folder: str
+) -> tuple[np.ndarray, ...]:
+    """Build a side; returns logits and boxes."""
     global _side
     _side = build_side(spec, name, weights, hf_folder)
     _side.model.eval()
-    return peak_memory()
-
-
-def _prepare_training(spec: BenchSpec, name: str, weights: str, hf_folder: str) -> float:
-    start = _prepare_inference(spec, name, weights, hf_folder)
-    torch.manual_seed(spec.seed)
-    _side.model.train()
-    return start
-
-
-def _outputs() -> tuple[np.ndarray, ...]:
     logits, boxes = (x.float().cpu().numpy() for x in _side.outputs())
     return logits, boxes
+
+
+def _prepare_training(name: str, spec: BenchSpec, weights: str, hf_folder: str) -> list[float]:
+    """Build a side; returns the losses of the first steps.
+
+    They are without dropout, whose draws differ between implementations.
+    """
+    global _side
+    _side = build_side(spec, name, weights, hf_folder)
+    torch.manual_seed(spec.seed)
+    _side.model.train()
+    set_dropout(_side.model, 0.0)
+    losses = [_side.train_step(Clock(_side.device)) for _ in range(FIRST_STEPS)]
+    set_dropout(_side.model, _side.cfg.MODEL.DETR.DROPOUT)
+    return losses
 
 
 def _infer() -> dict[str, float]:
@@ -147,28 +117,14 @@ def _infer() -> dict[str, float]:
     return clock.parts
 
 
-def _first_losses() -> list[float]:
-    """Losses of the first steps without dropout, whose draws differ between implementations."""
-    set_dropout(_side.model, 0.0)
-    losses = []
-    for _ in range(FIRST_STEPS):
-        total = _side.loss(Clock(_side.device))
-        total.backward()
-        _side.update()
-        losses.append(total.item())
-    set_dropout(_side.model, _side.cfg.MODEL.DETR.DROPOUT)
-    return losses
-
-
 def _train() -> dict[str, float]:
     clock = Clock(_side.device)
-    total = _side.loss(clock)
-    total.backward()
-    clock.mark("backward")
-    _side.update()
-    clock.mark("optimizer")
+    _side.train_step(clock)
     return {"step": sum(clock.parts.values()), **clock.parts}
 
 
-def _memory() -> dict[str, float]:
-    return {"peak": peak_memory(), "device_peak": peak_device_memory(_side.device)}
+_TASKS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, float]], Callable[..., Result]]]
+_TASKS = {
+    "inference": (_prepare_inference, _infer, _compare_outputs),
+    "training": (_prepare_training, _train, _compare_losses),
+}

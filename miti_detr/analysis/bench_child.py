@@ -3,17 +3,23 @@
 What runs in a child is a module-level function; what it keeps between calls stays in the child.
 """
 
+import contextlib
+import dataclasses
+import gc
+import math
 import multiprocessing
 import os
 import platform
 import re
 import resource
+import statistics
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +81,94 @@ def in_child(
         return child.call(function, *args, **kwargs)
 
 
+@dataclasses.dataclass
+class Alternation:
+    """What :func:`alternate` measured, by side.
+
+    Attributes:
+        prepared: what ``prepare`` returned.
+        seconds: part to one value a step.
+        memory: MiB of the process before the steps (``start``) and at most (``peak``), and on a GPU
+            of tensors (``device_peak``).
+    """
+
+    prepared: dict[str, Any]
+    seconds: dict[str, dict[str, list[float]]]
+    memory: dict[str, dict[str, float]]
+
+
+def alternate(
+    sides: Sequence[str],
+    prepare: Callable[..., Any],
+    step: Callable[[], dict[str, float]],
+    arguments: tuple[Any, ...],
+    *,
+    threads: int,
+    warmup: int,
+    repeats: int,
+    budget: float = math.inf,
+) -> Alternation:
+    """Measure steps of several sides in turn, each side in a process of its own.
+
+    Only one process works at a time.
+
+    Args:
+        sides: names.
+        prepare: called once in each process with the name and ``arguments``.
+        step: called there for each step; returns seconds by part.
+        arguments: see there.
+        threads: of torch's operators in each process.
+        warmup: steps of each side that are not counted.
+        repeats: steps of each side that are.
+        budget: begin no further round after so many seconds.
+    """
+    with ExitStack() as stack:
+        children = {name: stack.enter_context(Child(threads)) for name in sides}
+        prepared = {name: child.call(prepare, name, *arguments) for name, child in children.items()}
+        start = {name: child.call(reset_peak_memory) for name, child in children.items()}
+        seconds: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
+        begin = time.perf_counter()
+        for number in range(warmup + repeats):
+            if number > warmup and time.perf_counter() - begin > budget:
+                break
+            for name, child in children.items():
+                for part, value in child.call(step).items():
+                    if number >= warmup:
+                        seconds[name].setdefault(part, []).append(value)
+        memory = {
+            name: {
+                "start": start[name],
+                "peak": child.call(peak_memory),
+                "device_peak": child.call(peak_device_memory),
+            }
+            for name, child in children.items()
+        }
+    return Alternation(prepared, seconds, memory)
+
+
+def pair_ratios(
+    ours: dict[str, list[float]], other: dict[str, list[float]]
+) -> dict[str, dict[str, float]]:
+    """How many times as long the other takes, step by step.
+
+    Args:
+        ours: part to seconds of each step.
+        other: the same, each step measured right after ours.
+
+    Returns:
+        Part to ``median``, ``min`` and ``max`` of the ratios of the pairs.
+    """
+    result = {}
+    for part in ours:
+        ratios = [b / a for a, b in zip(ours[part], other[part], strict=True)]
+        result[part] = {
+            "median": statistics.median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+        }
+    return result
+
+
 def _start(threads: int) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     torch.set_num_threads(threads)
@@ -118,8 +212,16 @@ class Clock:
         return time.perf_counter()
 
 
+def reset_peak_memory() -> float:
+    """Let :func:`peak_memory` count from here, where Linux allows it; returns the present MiB."""
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
+
+
 def peak_memory() -> float:
-    """Most memory that this process has had so far, in MiB."""
+    """Most memory that this process has had, in MiB."""
     try:
         # Not ru_maxrss first: on Linux that of a new process starts at the size of its parent.
         found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -131,9 +233,9 @@ def peak_memory() -> float:
     return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
-def peak_device_memory(device: torch.device) -> float:
-    """Most memory of tensors on a GPU so far, in MiB; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else 0.0
+def peak_device_memory() -> float:
+    """Most memory of tensors on the GPU so far, in MiB; 0 without one."""
+    return torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else 0.0
 
 
 def machine() -> dict[str, Any]:
@@ -148,13 +250,18 @@ def machine() -> dict[str, Any]:
     return {
         "processor": _processor() or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(physical_memory() / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_before": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def physical_memory() -> int:
+    """Memory of this machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _processor() -> str:

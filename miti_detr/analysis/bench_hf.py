@@ -1,5 +1,6 @@
 """Hugging Face's DETR on the same work as ours."""
 
+import re
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class HuggingFaceSide(Side):
         )
         self.device = torch.device(self.cfg.MODEL.DEVICE)
         self.model = model.to(self.device)
+        _repair_decoder(model)
         self._prepare(build_model(self.cfg), make_inputs(self.cfg, spec))
         # The optimizer of transformers.Trainer
         self.optimizer = torch.optim.AdamW(
@@ -57,8 +59,7 @@ class HuggingFaceSide(Side):
 
     def _prepare(self, ours: MitiDetr, inputs: list[dict[str, Any]]) -> None:
         """Turn the inputs into its form; train the same layers."""
-        if self._solver.BACKBONE_MULTIPLIER <= 0:
-            self.model.model.freeze_backbone()
+        self._freeze()
         counts = [_num_trainable(model) for model in (self.model, ours)]
         if counts[0] != counts[1]:
             raise ValueError(
@@ -76,6 +77,15 @@ class HuggingFaceSide(Side):
             dtype=torch.float32,
         )
         self._labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
+
+    def _freeze(self) -> None:
+        """Freeze what the config freezes; with a timm backbone it freezes nothing itself."""
+        stages = self.cfg.MODEL.BACKBONE.FREEZE_AT - 1  # layer1, layer2, ...; below 0 not the stem
+        whole = self._solver.BACKBONE_MULTIPLIER <= 0
+        for name, parameter in self.model.model.backbone.model.named_parameters():
+            stage = re.match(r"layer(\d)", name)
+            frozen = whole or (int(stage[1]) if stage else 0) <= stages
+            parameter.requires_grad_(not frozen)
 
     def infer(self) -> None:
         """See :meth:`Side.infer`."""
@@ -103,6 +113,34 @@ class HuggingFaceSide(Side):
                 return self.model(**self._batch, labels=self._labels).loss
         finally:
             self.model.loss_function = criterion
+
+
+def _repair_decoder(model: Any) -> None:
+    """Let auxiliary losses leave the function of the decoder alone.
+
+    With them, ``transformers`` (5.23) feeds each decoder layer the output of the one before after
+    the decoder's norm, and norms the last one twice; DETR feeds it as it is, as the same model does
+    without auxiliary losses. So the decoder runs without them, and its states are noted on the way.
+    """
+    decoder, states = model.model.decoder, []
+
+    def begin(*_: Any) -> None:
+        states.clear()
+        model.config.auxiliary_loss = False
+
+    def note(_layer: nn.Module, _arguments: Any, state: Tensor) -> None:
+        states.append(state)
+
+    def end(_decoder: nn.Module, _arguments: Any, output: Any) -> None:
+        model.config.auxiliary_loss = wanted
+        if wanted:
+            output.intermediate_hidden_states = decoder.layernorm(torch.stack(states))
+
+    wanted = model.config.auxiliary_loss
+    decoder.register_forward_pre_hook(begin)
+    for layer in decoder.layers:
+        layer.register_forward_hook(note)
+    decoder.register_forward_hook(end)
 
 
 def _num_trainable(model: nn.Module) -> int:

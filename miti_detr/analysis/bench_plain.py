@@ -32,10 +32,7 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
     cfg.defrost()
     cfg.MODEL.BACKBONE.FAST_CONV = False
     model: MitiDetr = build_model(cfg)
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, MultiHeadAttention):
-                setattr(parent, name, PlainAttention.of(child))
+    use_plain_attention(model)
     detr = cfg.MODEL.DETR
     model.criterion = LoopCriterion(
         num_classes=detr.NUM_CLASSES,
@@ -45,6 +42,14 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
         no_object_weight=detr.NO_OBJECT_WEIGHT,
     ).to(model.device)
     return model
+
+
+def use_plain_attention(model: nn.Module) -> None:
+    """Replace every attention of this package inside a model by its plain form, in place."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, MultiHeadAttention):
+                setattr(parent, name, PlainAttention.of(child))
 
 
 class PlainAttention(nn.MultiheadAttention):

@@ -66,6 +66,15 @@ class Side:
         clock.mark("criterion")
         return total
 
+    def train_step(self, clock: Clock) -> float:
+        """One training step, with marks ``forward``, ``criterion``, ``backward``, ``optimizer``."""
+        total = self.loss(clock)
+        total.backward()
+        clock.mark("backward")
+        self.update()
+        clock.mark("optimizer")
+        return total.item()
+
     def update(self) -> None:
         """Clip the gradients, change the weights, drop the gradients."""
         self.optimizer.step()

@@ -71,11 +71,6 @@ def bench_config(spec: BenchSpec, side: str = "ours") -> CfgNode:
             "Hugging Face's DETR has no layer residual and is post-norm: add "
             "MODEL.DETR.LAYER_RESIDUAL none MODEL.DETR.PRE_NORM False"
         )
-    if side == "hf" and cfg.MODEL.BACKBONE.FREEZE_AT != 2:
-        raise ValueError(
-            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}; Hugging Face's DETR "
-            "freezes the stem and res2: set it to 2"
-        )
     return cfg
 
 

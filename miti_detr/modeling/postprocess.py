@@ -28,7 +28,8 @@ def detections(
     Source: facebookresearch/detr ``d2/detr/detr.py`` at 29901c5.
     """
     scores, classes = logits.float().softmax(-1)[..., :-1].max(-1)
-    sizes = torch.tensor(image_sizes, dtype=torch.float32, device=boxes.device)
+    # One by one: while a model is traced, each size is a tensor.
+    sizes = torch.stack([torch.as_tensor(size, device=boxes.device) for size in image_sizes])
     corners = box_cxcywh_to_xyxy(boxes.float()) * sizes[:, [1, 0, 1, 0]][:, None]
     results = []
     for index, size in enumerate(image_sizes):

@@ -1,5 +1,6 @@
 """Warm start of a Miti-DETR from DETR's weights: the ramp of the layer residual."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from torch import nn
 
+import train_net
 from miti_detr.checkpoint import CheckpointError, MitiDetrCheckpointer
-from miti_detr.engine import ResidualRamp, Trainer, replay, setup_config
+from miti_detr.engine import ResidualRamp, Trainer, replay, run, setup_config
 from miti_detr.engine.nonfinite import NonFiniteError
 from miti_detr.engine.predictor import Predictor, load_config
 from tests.engine.stub import config, options
@@ -23,8 +25,11 @@ RESIDUAL = "MODEL__DETR__LAYER_RESIDUAL"
 RAMP = "MODEL__DETR__RESIDUAL_RAMP_ITERS"
 
 
-def detector_config(data: Path, output: Path, **changes: Any) -> CfgNode:
-    """A tiny MitiDetr on the tiny data; ``changes``: keys with __ for dots."""
+CONFIG = str(ROOT / "configs/shapes/miti_detr.yaml")
+
+
+def detector_options(data: Path, output: Path, **changes: Any) -> list[str]:
+    """Overrides for a tiny MitiDetr on the tiny data; ``changes``: keys with __ for dots."""
     size = {"HIDDEN_DIM": 16, "NHEADS": 2, "DIM_FEEDFORWARD": 32, "NUM_OBJECT_QUERIES": 4}
     values = {
         "MODEL__META_ARCHITECTURE": "MitiDetr",
@@ -35,9 +40,12 @@ def detector_config(data: Path, output: Path, **changes: Any) -> CfgNode:
         "TEST__EVAL_PERIOD": 0,
         **changes,
     }
-    return setup_config(
-        str(ROOT / "configs/shapes/miti_detr.yaml"), options(data, output, **values)
-    )
+    return options(data, output, **values)
+
+
+def detector_config(data: Path, output: Path, **changes: Any) -> CfgNode:
+    """The config of :func:`detector_options`."""
+    return setup_config(CONFIG, detector_options(data, output, **changes))
 
 
 def train(cfg: CfgNode, *, resume: bool = False, stop: int = -1) -> tuple[Trainer, dict]:
@@ -86,6 +94,36 @@ def test_first_loss_is_that_of_detr(
     torch.testing.assert_close(ramp[0], plain[0], rtol=0, atol=1e-6)
     assert abs(miti[0] - plain[0]) > 1e-3
     assert abs(ramp[1] - plain[1]) > 1e-4
+
+
+def test_evaluation_of_the_detr_is_refused_with_two_ways_on(
+    detr: str,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``train_net.py --eval-only``: one line; the ramp changes nothing about it; each way works."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    arguments = {"num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+
+    def evaluate(**changes: Any) -> int:
+        changes |= {"MODEL__WEIGHTS": detr, "DATASETS__TEST": ("tiny_val",)}
+        opts = detector_options(tiny_data, tmp_path, **changes)
+        return run(
+            train_net.main,
+            argparse.Namespace(
+                config_file=CONFIG, opts=opts, eval_only=True, resume=False, **arguments
+            ),
+        )
+
+    assert evaluate(**{RAMP: 4}) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {detr}: these are DETR")
+    assert "set MODEL.DETR.LAYER_RESIDUAL none" in error
+    assert "state MODEL.DETR.WEIGHTS_RESIDUAL before_norm" in error
+    assert evaluate(**{RESIDUAL: "none"}) == 0
+    assert evaluate(MODEL__DETR__WEIGHTS_RESIDUAL="before_norm") == 0
 
 
 def test_strength_is_a_function_of_the_iteration(tiny_data: Path, tmp_path: Path) -> None:

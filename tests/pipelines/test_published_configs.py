@@ -1,0 +1,52 @@
+"""The YAML files of the published Detectron2 wrapper of DETR, one key changed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from miti_detr.engine import build_optimizer, setup_config
+from miti_detr.modeling import MitiDetr
+from tests.helpers import training_input
+
+CONFIGS = Path(__file__).parent / "configs"
+OURS = ("MODEL.META_ARCHITECTURE", "MitiDetr")
+
+
+def published(name: str, *overrides: str) -> CfgNode:
+    return setup_config(str(CONFIGS / name), [*OURS, "MODEL.DEVICE", "cpu", *overrides])
+
+
+@pytest.mark.parametrize("residual", ["none", ""])
+def test_boxes(residual: str) -> None:
+    """A step of the whole R50 model. Without a word on LAYER_RESIDUAL it is a Miti-DETR."""
+    said = ("MODEL.DETR.LAYER_RESIDUAL", residual) if residual else ()
+    cfg = published("detr_256_6_6_torchvision.yaml", *said)
+    model = build_model(cfg).train()
+    assert isinstance(model, MitiDetr)
+    assert model.variant["layer_residual"] == (residual or "before_norm")
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 41_299_541
+    optimizer = build_optimizer(cfg, model)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-4, 1e-5}
+    losses = model([training_input((64, 64), [[4, 5, 20, 30]], [17])])
+    assert len(losses) == 3 * 6
+    total = sum(losses.values())
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    before = model.class_embed.weight.detach().clone()
+    optimizer.step()
+    assert 0 < (model.class_embed.weight - before).abs().max() < 2e-4
+
+
+def test_masks_load_and_building_says_what_to_set() -> None:
+    name = "detr_segm_256_6_6_torchvision.yaml"
+    cfg = published(name)
+    assert cfg.MODEL.MASK_ON
+    assert cfg.MODEL.DETR.FROZEN_WEIGHTS == "weights/detr_r50.pth"
+    message = r"set MODEL\.MASK_ON False and MODEL\.DETR\.FROZEN_WEIGHTS ''"
+    with pytest.raises(ValueError, match=message):
+        build_model(cfg)
+    boxes = published(name, "MODEL.MASK_ON", "False", "MODEL.DETR.FROZEN_WEIGHTS", "")
+    assert isinstance(build_model(boxes), MitiDetr)

@@ -1,0 +1,196 @@
+"""Every snippet of README.md and docs/*.md runs, or is checked as far as it can be without data.
+
+``python`` blocks run one by one, each in a namespace and a folder of its own, after the first one
+of their page, from which the others may go on. What they read is there: the built-in data set (a
+few images), ``photo.jpg``, ``data/``, and weights. ``yaml`` blocks are merged into a config and
+their backbone is built. Of ``sh`` blocks, each command is parsed by its own parser.
+"""
+
+import argparse
+import contextlib
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from PIL import Image
+
+import train_net
+from miti_detr import add_miti_detr_config
+from miti_detr.checkpoint import MitiDetrCheckpointer
+from miti_detr.cli.main import _take_overrides, build_parser
+from miti_detr.modeling import MaskedBackbone
+from miti_detr.modeling.detr import build_backbone
+from tests.checkpoint.helpers import slim
+from tests.helpers import ROOT
+from tests.loggers import kept_loggers
+from tests.small_shapes import small_shapes
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"python", "yaml", "sh", "text", ""}
+
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    language: str
+    text: str
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = []
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        line = page.read_text()[: match.start()].count("\n") + 2
+        found.append(Block(page.name, line, match[1], match[2]))
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def of(*languages: str) -> Any:
+    blocks = [block for block in BLOCKS if block.language in languages]
+    return pytest.mark.parametrize("block", blocks, ids=lambda b: f"{b.page}:{b.line}")
+
+
+def test_every_block_has_a_kind_that_is_checked() -> None:
+    fences = sum(len(re.findall(r"^```", page.read_text(), re.MULTILINE)) for page in PAGES)
+    assert fences == 2 * len(BLOCKS)
+    assert {block.language for block in BLOCKS} <= LANGUAGES
+    assert {"weights.md", "backbones.md", "pipelines.md"} <= {block.page for block in BLOCKS}
+
+
+def default_config() -> CfgNode:
+    cfg = get_cfg()
+    add_miti_detr_config(cfg)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def supplies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with all that snippets read."""
+    folder = tmp_path_factory.mktemp("docs")
+    for name in ("miti_detr", "detr"):
+        cfg = default_config()
+        cfg.merge_from_file(str(ROOT / f"configs/shapes/{name}.yaml"))
+        output = folder / "output" / "shapes" / name
+        MitiDetrCheckpointer(build_model(cfg), str(output), cfg=cfg).save("model_final")
+    torch.save({"model": slim("detr_r50")}, folder / "detr-r50.pth")
+    Image.effect_noise((64, 64), 90).convert("RGB").save(folder / "photo.jpg")
+    with small_shapes(folder / "datasets") as shapes:
+        shutil.copytree(shapes, folder / "data")
+        yield folder
+
+
+@pytest.fixture
+def place(
+    supplies: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
+    """A working folder with the supplies; what a snippet registers goes away again."""
+    for item in supplies.iterdir():
+        (tmp_path / item.name).symlink_to(item)
+    (tmp_path / "output").unlink()
+    shutil.copytree(supplies / "output", tmp_path / "output")
+    monkeypatch.chdir(tmp_path)
+    registries: list[Any] = [DatasetCatalog, BACKBONE_REGISTRY._obj_map]
+    before = [set(registry) for registry in registries]
+    with kept_loggers():
+        yield tmp_path
+    for registry, names in zip(registries, before, strict=True):
+        for name in set(registry) - names:
+            registry.pop(name)
+            with contextlib.suppress(KeyError):
+                MetadataCatalog.remove(name)
+
+
+@of("python")
+def test_python(block: Block, place: Path) -> None:
+    first = next(b for b in BLOCKS if b.page == block.page and b.language == "python")
+    namespace: dict[str, Any] = {"__name__": "snippet"}
+    for part in dict.fromkeys((first, block)):
+        lines = "\n" * (part.line - 1)  # so that a traceback names the line of the page
+        exec(compile(lines + part.text, part.page, "exec"), namespace)
+
+
+@of("yaml")
+def test_yaml(block: Block) -> None:
+    cfg = default_config()
+    cfg.merge_from_file(str(ROOT / "configs/coco/miti_detr_R50.yaml"))
+    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(block.text)))
+    detr = cfg.MODEL.DETR
+    assert MaskedBackbone(build_backbone(cfg), in_features=detr.IN_FEATURES).stride in (16, 32)
+
+
+def commands_of(text: str) -> list[list[str]]:
+    joined = text.replace("\\\n", " ")
+    words = [shlex.split(line, comments=True) for line in joined.splitlines()]
+    return [line for line in words if line]
+
+
+def check_overrides(words: list[str], config: str) -> None:
+    cfg = default_config()
+    if (ROOT / config).is_file():
+        cfg.merge_from_file(str(ROOT / config))
+    cfg.merge_from_list(words)
+
+
+def check_train_net(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", words)
+    args: argparse.Namespace = train_net.parse_args()
+    if args.config_file.startswith("configs/"):
+        assert (ROOT / args.config_file).is_file(), args.config_file
+    check_overrides(args.opts, args.config_file)
+
+
+def check_miti_detr(words: list[str]) -> None:
+    parser = build_parser()
+    args, rest = parser.parse_known_args(words)
+    _take_overrides(parser, args, rest)
+    check_overrides(getattr(args, "overrides", []), "")
+
+
+def check_pip(words: list[str]) -> None:
+    extras = re.findall(r"miti_detr\[([\w-]+)\]", " ".join(words))
+    known = re.search(r"extras_require=\{(.*)\}", (ROOT / "setup.py").read_text())
+    assert known is not None
+    assert all(f'"{extra}":' in known[1] for extra in extras)
+
+
+@of("sh")
+def test_sh(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in commands_of(block.text):
+        if words[0] == "make":
+            targets = [word for word in words[1:] if "=" not in word]
+            makefile = (ROOT / "Makefile").read_text()
+            assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+        elif words[:2] == ["python", "train_net.py"]:
+            check_train_net(words[1:], monkeypatch)
+        elif words[0] == "miti-detr":
+            check_miti_detr(words[1:])
+        elif words[:2] == ["pip", "install"]:
+            check_pip(words[2:])
+        else:
+            assert words[0] in ("cd", "git", "export"), f"nothing here checks {words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Files that are linked exist, and so do the headings behind a #."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.is_file(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert heading in slugs, target
