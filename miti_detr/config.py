@@ -19,6 +19,7 @@ def add_miti_detr_config(cfg: CN) -> None:
     _add_prediction_keys(cfg)
     _add_weights_keys(cfg)
     _add_backbone_keys(cfg)
+    _add_speed_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
 
@@ -115,6 +116,19 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.TIMM.PRETRAINED = False  # True: timm downloads its weights
     cfg.MODEL.TIMM.OUT_INDEX = -1  # which of its feature maps; -1: the last
     cfg.MODEL.TIMM.FREEZE_NORM = True  # its batch norms become frozen ones
+
+
+def _add_speed_keys(cfg: CN) -> None:
+    # Compile backbone and transformer (torch.compile). Each new shape of a batch compiles anew, so
+    # bound them by MODEL.DETR.SIZE_BUCKETS. On a CPU it needs a C++ compiler
+    cfg.MODEL.COMPILE = False
+    # Compute the inside of transformer layers and backbone stages twice instead of keeping it for
+    # the backward pass: the same numbers, less memory, more time
+    cfg.MODEL.DETR.ACTIVATION_CHECKPOINT = False
+    # Mixed precision in evaluation and prediction; boxes stay in float32
+    cfg.TEST.AMP = CN()
+    cfg.TEST.AMP.ENABLED = False
+    cfg.TEST.AMP.PRECISION = "bfloat16"  # float16 | bfloat16
 
 
 def _add_solver_keys(cfg: CN) -> None:

@@ -5,55 +5,44 @@ one step at a time when told to. With two sides the steps alternate, so that bot
 machine, and the ratios are of neighbouring steps.
 """
 
-import os
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from .bench_child import Clock, alternate, in_child, pair_ratios
+from .bench_child import Clock, alternate, pair_ratios, start_memory
 from .bench_sides import Side, build_side, set_dropout
-from .bench_spec import BenchSpec, make_weights
+from .bench_spec import BenchSpec, Weights
 
 FIRST_STEPS = 3  # training steps whose losses are compared
 Result = dict[str, Any]
 
 
-def bench_steps(spec: BenchSpec, tasks: tuple[str, ...], against: str | None = None) -> Result:
-    """Measure steps of inference and training.
+def bench_steps(spec: BenchSpec, task: str, weights: Weights, against: str | None = None) -> Result:
+    """Measure steps of inference or training.
 
     Args:
         spec: what to measure.
-        tasks: of ``inference`` and ``training``.
+        task: ``inference`` or ``training``.
+        weights: of all sides.
         against: another side to measure in turn with ours; see ``SIDES``.
 
     Returns:
-        ``weights``, in words, and for each task: ``seconds`` (side to part to one value a step),
-        ``memory`` (side to MiB), ``ratio`` (part to median, least and largest of the pairs) and
-        ``agreement``.
+        ``seconds`` (side to part to one value a step), ``memory`` (side to MiB); with another side
+        ``ratio`` (part to median, least and largest of the pairs) and ``agreement``.
 
     Raises:
         ValueError: if the other side cannot be the model of the config.
         ImportError: if it is not installed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        weights = os.path.join(folder, "weights.pth")
-        hf_folder = os.path.join(folder, "hf") if against == "hf" else ""
-        said = in_child(spec.threads, make_weights, spec, weights, hf_folder)
-        sides = ["ours"] + ([against] if against else [])
-        places = (weights, hf_folder)
-        return {"weights": said, **{t: _bench_task(spec, t, sides, places) for t in tasks}}
-
-
-def _bench_task(spec: BenchSpec, task: str, sides: list[str], places: tuple[str, str]) -> Result:
+    sides = ["ours"] + ([against] if against else [])
     prepare, step, compare = _TASKS[task]
     measured = alternate(
         sides,
         prepare,
         step,
-        (spec, *places),
+        (spec, weights),
         threads=spec.threads,
         warmup=spec.warmup,
         repeats=spec.repeats,
@@ -84,26 +73,26 @@ def _compare_losses(ours: list[float], other: list[float]) -> Result:
 _side: Side
 
 
-def _prepare_inference(
-    name: str, spec: BenchSpec, weights: str, hf_folder: str
-) -> tuple[np.ndarray, ...]:
+def _prepare_inference(name: str, spec: BenchSpec, weights: Weights) -> tuple[np.ndarray, ...]:
     """Build a side; returns logits and boxes."""
     global _side
-    _side = build_side(spec, name, weights, hf_folder)
+    _side = build_side(spec, name, weights)
     _side.model.eval()
+    start_memory()
     logits, boxes = (x.float().cpu().numpy() for x in _side.outputs())
     return logits, boxes
 
 
-def _prepare_training(name: str, spec: BenchSpec, weights: str, hf_folder: str) -> list[float]:
+def _prepare_training(name: str, spec: BenchSpec, weights: Weights) -> list[float]:
     """Build a side; returns the losses of the first steps.
 
     They are without dropout, whose draws differ between implementations.
     """
     global _side
-    _side = build_side(spec, name, weights, hf_folder)
+    _side = build_side(spec, name, weights)
     torch.manual_seed(spec.seed)
     _side.model.train()
+    start_memory()
     set_dropout(_side.model, 0.0)
     losses = [_side.train_step(Clock(_side.device)) for _ in range(FIRST_STEPS)]
     set_dropout(_side.model, _side.cfg.MODEL.DETR.DROPOUT)

@@ -114,7 +114,8 @@ def alternate(
 
     Args:
         sides: names.
-        prepare: called once in each process with the name and ``arguments``.
+        prepare: called once in each process with the name and ``arguments``; calls
+            :func:`start_memory` when all is there that the steps need.
         step: called there for each step; returns seconds by part.
         arguments: see there.
         threads: of torch's operators in each process.
@@ -125,7 +126,6 @@ def alternate(
     with ExitStack() as stack:
         children = {name: stack.enter_context(Child(threads)) for name in sides}
         prepared = {name: child.call(prepare, name, *arguments) for name, child in children.items()}
-        start = {name: child.call(reset_peak_memory) for name, child in children.items()}
         seconds: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
         begin = time.perf_counter()
         for number in range(warmup + repeats):
@@ -135,14 +135,7 @@ def alternate(
                 for part, value in child.call(step).items():
                     if number >= warmup:
                         seconds[name].setdefault(part, []).append(value)
-        memory = {
-            name: {
-                "start": start[name],
-                "peak": child.call(peak_memory),
-                "device_peak": child.call(peak_device_memory),
-            }
-            for name, child in children.items()
-        }
+        memory = {name: child.call(_memory) for name, child in children.items()}
     return Alternation(prepared, seconds, memory)
 
 
@@ -174,9 +167,7 @@ def _start(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _run(
-    function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Result:
+def _run(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
     """Call a function; its errors become ones that every process can unpickle."""
     try:
         return function(*args, **kwargs)
@@ -212,12 +203,24 @@ class Clock:
         return time.perf_counter()
 
 
-def reset_peak_memory() -> float:
-    """Let :func:`peak_memory` count from here, where Linux allows it; returns the present MiB."""
+_memory_at_start = 0.0
+
+
+def start_memory() -> None:
+    """Count the peak of this process' memory from here, where Linux allows it."""
+    global _memory_at_start
     gc.collect()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory()
+    _memory_at_start = peak_memory()
+
+
+def _memory() -> dict[str, float]:
+    return {
+        "start": _memory_at_start,
+        "peak": peak_memory(),
+        "device_peak": peak_device_memory(),
+    }
 
 
 def peak_memory() -> float:
@@ -241,7 +244,7 @@ def peak_device_memory() -> float:
 def machine() -> dict[str, Any]:
     """Describe this machine: processor, cores, memory, GPU, versions, load."""
     names = ("torch", "torchvision", "numpy", "scipy", "transformers", "faster-coco-eval")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in names:
         try:
             versions[name] = metadata.version(name)

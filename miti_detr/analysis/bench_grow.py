@@ -154,8 +154,9 @@ def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> None:
     mask = torch.zeros(point.batch, *point.grid, dtype=torch.bool, device=_device)
 
     def work() -> None:
-        with torch.set_grad_enabled(point.train), torch.autocast(
-            _device.type, _dtype, enabled=_dtype is not None
+        with (
+            torch.set_grad_enabled(point.train),
+            torch.autocast(_device.type, _dtype, enabled=_dtype is not None),
         ):
             states, _ = model(source, mask, queries, position)
         if point.train:

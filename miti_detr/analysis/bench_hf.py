@@ -37,15 +37,16 @@ class HuggingFaceSide(Side):
         self.cfg = bench_config(spec, "hf")
         self.precision = spec.precision
         detr = self.cfg.MODEL.DETR
-        model = DetrForObjectDetection.from_pretrained(
-            folder,
-            local_files_only=True,
-            auxiliary_loss=detr.DEEP_SUPERVISION,
-            dropout=detr.DROPOUT,
-            attention_dropout=detr.DROPOUT,
-            activation_dropout=detr.DROPOUT,
+        settings: dict[str, Any] = {
+            "auxiliary_loss": detr.DEEP_SUPERVISION,
+            "dropout": detr.DROPOUT,
+            "attention_dropout": detr.DROPOUT,
+            "activation_dropout": detr.DROPOUT,
+            "eos_coefficient": detr.NO_OBJECT_WEIGHT,
             **_loss_weights(detr),
-            eos_coefficient=detr.NO_OBJECT_WEIGHT,
+        }
+        model: Any = DetrForObjectDetection.from_pretrained(
+            folder, local_files_only=True, **settings
         )
         self.device = torch.device(self.cfg.MODEL.DEVICE)
         self.model = model.to(self.device)
@@ -122,7 +123,8 @@ def _repair_decoder(model: Any) -> None:
     the decoder's norm, and norms the last one twice; DETR feeds it as it is, as the same model does
     without auxiliary losses. So the decoder runs without them, and its states are noted on the way.
     """
-    decoder, states = model.model.decoder, []
+    decoder = model.model.decoder
+    states: list[Tensor] = []
 
     def begin(*_: Any) -> None:
         states.clear()

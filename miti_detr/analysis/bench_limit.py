@@ -55,7 +55,11 @@ def bench_limit(spec: BenchSpec, weights: str) -> dict[str, Any]:
 
 
 def _part(
-    name: str, clocks: list[dict[str, float]], flops: dict[str, int], rate: dict[str, float], side: Side
+    name: str,
+    clocks: list[dict[str, float]],
+    flops: dict[str, int],
+    rate: dict[str, float],
+    side: Side,
 ) -> dict[str, float]:
     forward, backward = (
         statistics.median(parts.get(f"{name} {way}", 0.0) for parts in clocks)

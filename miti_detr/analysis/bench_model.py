@@ -36,7 +36,7 @@ def count_model(spec: BenchSpec, side: str = "ours") -> dict[str, Any]:
     logging.getLogger("fvcore").setLevel(logging.ERROR)  # it warns of each operator it skips
     analysis = FlopCountAnalysis(model, make_inputs(cfg, one))
     add = elementwise_flop_counter(0, 1)
-    analysis.set_op_handle(**{name: add for name in _ADDITIONS})
+    analysis.set_op_handle(**dict.fromkeys(_ADDITIONS, add))
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
@@ -49,7 +49,9 @@ def count_model(spec: BenchSpec, side: str = "ours") -> dict[str, Any]:
         **count_parameters(model),
         "size": spec.sizes[0],
         "flops": int(flops[""] - additions[""]),
-        "flops_of": {part: int(flops[f"model.{part}"] - additions[f"model.{part}"]) for part in _PARTS},
+        "flops_of": {
+            part: int(flops[f"model.{part}"] - additions[f"model.{part}"]) for part in _PARTS
+        },
         "additions": int(additions[""]),
         "uncounted": dict(analysis.unsupported_ops()),
     }

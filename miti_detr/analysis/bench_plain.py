@@ -31,7 +31,7 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.FAST_CONV = False
-    model: MitiDetr = build_model(cfg)
+    model = build_model(cfg)
     use_plain_attention(model)
     detr = cfg.MODEL.DETR
     model.criterion = LoopCriterion(

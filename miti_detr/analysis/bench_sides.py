@@ -16,7 +16,7 @@ from miti_detr.engine.optimizer import build_optimizer, is_backbone
 
 from .bench_child import Clock
 from .bench_plain import build_plain
-from .bench_spec import BenchSpec, bench_config, make_inputs
+from .bench_spec import BenchSpec, Weights, bench_config, make_inputs
 
 
 class Side:
@@ -41,7 +41,7 @@ class Side:
         self.inputs = make_inputs(cfg, spec)
         model = build_plain(cfg) if side == "plain" else build_model(cfg)
         model.load_state_dict(torch.load(weights, map_location="cpu")["model"], strict=True)
-        self.model: nn.Module = model
+        self.model: Any = model
         self.device = next(model.parameters()).device
         self.optimizer = self._plain_optimizer() if side == "plain" else build_optimizer(cfg, model)
 
@@ -89,7 +89,7 @@ class Side:
         )
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
-        """torch's AdamW with its defaults, and clipping before the step."""
+        """AdamW of torch with its defaults, and clipping before the step."""
         optimizer = torch.optim.AdamW(list(self._groups()), weight_decay=self._solver.WEIGHT_DECAY)
         self._clip_before(optimizer)
         return optimizer
@@ -126,10 +126,10 @@ def set_dropout(model: nn.Module, probability: float) -> None:
                 setattr(module, name, probability)
 
 
-def build_side(spec: BenchSpec, side: str, weights: str, hf_folder: str) -> Side:
-    """Build one of :data:`SIDES` from what :func:`make_weights` wrote."""
+def build_side(spec: BenchSpec, side: str, weights: Weights) -> Side:
+    """Build one of ``SIDES`` with given weights."""
     if side == "hf":
         from .bench_hf import HuggingFaceSide
 
-        return HuggingFaceSide(spec, hf_folder)
-    return Side(spec, side, weights)
+        return HuggingFaceSide(spec, weights.hf_folder)
+    return Side(spec, side, weights.path)

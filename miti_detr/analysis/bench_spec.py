@@ -1,8 +1,11 @@
 """What a benchmark runs on: its config, images and weights. N images, T objects, K classes."""
 
+import contextlib
 import dataclasses
 import os
-from typing import Any
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from miti_detr.checkpoint.export import convert_file
 from miti_detr.engine import setup_config
 from miti_detr.modeling import MitiDetr
 
+from .bench_child import in_child
 from .bench_plain import build_plain
 
 # ours: as configured; detr: the same without the layer residual; plain: see bench_plain;
@@ -50,6 +54,20 @@ class BenchSpec:
     warmup: int = 2
     threads: int = 1
     seed: int = 0
+
+
+class Weights(NamedTuple):
+    """Where weights are.
+
+    Attributes:
+        path: checkpoint.
+        hf_folder: for Hugging Face's model; "" if it is not measured.
+        said: what they are, in words.
+    """
+
+    path: str
+    hf_folder: str
+    said: str
 
 
 def bench_config(spec: BenchSpec, side: str = "ours") -> CfgNode:
@@ -92,7 +110,7 @@ def make_inputs(cfg: CfgNode, spec: BenchSpec) -> list[dict[str, Any]]:
     return inputs
 
 
-def make_weights(spec: BenchSpec, path: str, hf_folder: str | None = None) -> str:
+def make_weights(spec: BenchSpec, path: str, hf_folder: str = "") -> str:
     """Write weights for all sides.
 
     ``MODEL.WEIGHTS`` if it is a file that is here, otherwise random ones, with the frozen batch
@@ -101,7 +119,7 @@ def make_weights(spec: BenchSpec, path: str, hf_folder: str | None = None) -> st
     Args:
         spec: of the benchmark.
         path: checkpoint to write.
-        hf_folder: where to put the same weights for Hugging Face's model.
+        hf_folder: where to put the same weights for Hugging Face's model; "": nowhere.
 
     Returns:
         What they are, in words.
@@ -120,6 +138,16 @@ def make_weights(spec: BenchSpec, path: str, hf_folder: str | None = None) -> st
     if hf_folder:
         convert_file(path, hf_folder, "hf")
     return said
+
+
+@contextlib.contextmanager
+def shared_weights(spec: BenchSpec, *, hf: bool = False) -> Iterator[Weights]:
+    """Yield the weights of :func:`make_weights` in a temporary folder, made in another process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "weights.pth")
+        hf_folder = os.path.join(folder, "hf") if hf else ""
+        said = in_child(spec.threads, make_weights, spec, path, hf_folder)
+        yield Weights(path, hf_folder, said)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from detectron2.solver.build import (
     maybe_add_gradient_clipping,
 )
 from detectron2.utils.events import get_event_storage, has_event_storage
-from torch import nn
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +61,24 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         # Fused optimizers remove the gradient scale of float16 training inside their kernel, after
         # the clipping. Without this mark GradScaler does it before ``step``.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer.register_load_state_dict_post_hook(_keep_layout)
     for group in optimizer.param_groups:
         count = sum(p.numel() for p in group["params"])
         logger.info("%s parameters with learning rate %g", f"{count:,}", group["lr"])
     return optimizer
+
+
+def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded states the memory layout of their parameters.
+
+    Fused kernels go through both as they lie in memory, and a checkpoint may be of a run whose
+    convolutions lay in another order.
+    """
+    for parameter, states in optimizer.state.items():
+        for name, value in states.items():
+            same_shape = isinstance(value, Tensor) and value.shape == parameter.shape
+            if same_shape and value.stride() != parameter.stride():
+                states[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def is_backbone(name: str) -> bool:

@@ -69,6 +69,8 @@ class MaskedBackbone(nn.Module):
         self.fast_conv = fast_conv
         if fast_conv:
             fold_frozen_batch_norm(body)
+            # Kernels as well, or every step would copy them, and their gradients back.
+            body.to(memory_format=torch.channels_last)
         self.in_feature = chosen[0]
         self.num_channels: int = shapes[self.in_feature].channels
         self.stride: int = shapes[self.in_feature].stride

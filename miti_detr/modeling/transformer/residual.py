@@ -1,9 +1,9 @@
 """The layer residual: the one rule that turns DETR into Miti-DETR.
 
-A transformer layer takes ``x`` and computes sub-layers A (attention; in the decoder
-self-attention, then cross-attention) and F (feed-forward). The layer residual is one more path
-from the layer's input to its
-output, marked ``=>`` below. LN is LayerNorm; the LN at the right end is the layer's last one::
+A transformer layer takes ``x`` and computes sub-layers A (attention; in the decoder self-attention,
+then cross-attention) and F (feed-forward). The layer residual is one more path from the layer's
+input to its output, drawn with double lines. LN is LayerNorm; the LN at the right end is the
+layer's last one::
 
                         post-norm                                      pre-norm
 
@@ -21,7 +21,7 @@ output, marked ``=>`` below. LN is LayerNorm; the LN at the right end is the lay
                    '-[A]-+-[LN]-+-----v            "           '-[LN]-[A]-----+-+------------+
                                 '-[F]-+-[LN]-------+- out                       '-[LN]-[F]---+- out
 
-In formulas, with y the sum before F, z = LN1(x) (specific to pre-norm), and the strength s::
+In formulas, with y what F is added to, z = LN1(x) and the strength s::
 
                  post-norm                   pre-norm
     none         LN(y + F(y))                y + F(LN y)
