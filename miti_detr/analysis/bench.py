@@ -50,6 +50,7 @@ def bench_steps(spec: BenchSpec, task: str, weights: Weights, against: str | Non
     result: Result = {"seconds": measured.seconds, "memory": measured.memory}
     if len(sides) == 2:
         result["ratio"] = pair_ratios(*(measured.seconds[side] for side in sides))
+    if against not in (None, "detr"):  # which computes something else
         result["agreement"] = compare(*(measured.prepared[side] for side in sides))
     return result
 

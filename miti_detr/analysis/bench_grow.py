@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from miti_detr.modeling import HungarianMatcher, SetCriterion, Target
 from miti_detr.modeling.transformer import build_transformer
 
-from .bench_child import Alternation, Clock, alternate, pair_ratios, physical_memory
+from .bench_child import (
+    Alternation,
+    Clock,
+    alternate,
+    pair_ratios,
+    physical_memory,
+    start_memory,
+)
 from .bench_plain import LoopCriterion, use_plain_attention
 from .bench_spec import BenchSpec, bench_config
 
@@ -153,6 +160,8 @@ def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> None:
     queries = torch.randn(point.queries, shape[1], device=_device)
     mask = torch.zeros(point.batch, *point.grid, dtype=torch.bool, device=_device)
 
+    start_memory()
+
     def work() -> None:
         with (
             torch.set_grad_enabled(point.train),
@@ -185,6 +194,8 @@ def _prepare_criterion(side: str, spec: BenchSpec, point: Point) -> None:
         }
         for _ in range(point.batch)
     ]
+
+    start_memory()
 
     def work() -> None:
         torch.stack(list(criterion(logits, boxes, targets).values())).sum().backward()

@@ -32,8 +32,10 @@ class HuggingFaceSide(Side):
         try:
             import timm  # noqa: F401
             from transformers import DetrForObjectDetection
+            from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
             raise ImportError("--against hf needs `pip install miti_detr[hf,timm]`") from error
+        disable_progress_bar()
         self.cfg = bench_config(spec, "hf")
         self.precision = spec.precision
         detr = self.cfg.MODEL.DETR

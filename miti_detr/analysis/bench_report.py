@@ -29,7 +29,7 @@ def steps_table(task: str, result: Mapping[str, Any], batch: int) -> str:
     first, *parts = ("inference",) if task == "inference" else _TRAINING_PARTS
     rows = [
         _time_row(result, f"{task}, ms", first),
-        *(_time_row(result, f"  {part}", part) for part in parts),
+        *(_time_row(result, f"- {part}", part) for part in parts),
         _images_row(result, first, batch),
         _memory_row(result),
     ]
@@ -46,7 +46,7 @@ def _time_row(result: Mapping[str, Any], name: str, part: str) -> list[str]:
 
 def _images_row(result: Mapping[str, Any], part: str, batch: int) -> list[str]:
     cells = [f"{batch / statistics.median(v[part]):.2f}" for v in result["seconds"].values()]
-    return ["  images/s", *cells, *([""] if "ratio" in result else [])]
+    return ["- images/s", *cells, *([""] if "ratio" in result else [])]
 
 
 def _memory_row(result: Mapping[str, Any]) -> list[str]:
@@ -59,7 +59,7 @@ def _memory_row(result: Mapping[str, Any]) -> list[str]:
         for peak, memory in zip(peaks, result["memory"].values(), strict=True)
     ]
     ratio = [f"{peaks[1] / peaks[0]:.2f}"] if len(peaks) == 2 else []
-    return [f"  peak MiB {added}".rstrip(), *cells, *ratio]
+    return [f"- peak MiB {added}".rstrip(), *cells, *ratio]
 
 
 def _milliseconds(values: Sequence[float]) -> str:
@@ -92,13 +92,13 @@ def model_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     height, width = first["size"]
     rows = [
         ["parameters", *(f"{m['parameters']:,}" for m in models.values())],
-        ["  of these trained", *(f"{m['trainable']:,}" for m in models.values())],
+        ["- trained", *(f"{m['trainable']:,}" for m in models.values())],
         [
             f"GFLOPs (multiply-adds), {height} x {width}",
             *(f"{m['flops'] / 1e9:,.3f}" for m in models.values()),
         ],
         *(
-            [f"  {part}", *(f"{m['flops_of'][part] / 1e9:,.3f}" for m in models.values())]
+            [f"- {part}", *(f"{m['flops_of'][part] / 1e9:,.3f}" for m in models.values())]
             for part in first["flops_of"]
         ),
         [
@@ -129,7 +129,7 @@ def evaluation_lines(result: Mapping[str, Any]) -> str:
     ours, stock = result["ours"], result["detectron2"]
     rows = [
         [name, *(f"{side[key]:,.2f} s" for side in (ours, stock)), f"{stock[key] / ours[key]:.1f}x"]
-        for name, key in (("detections to results", "seconds"), ("  of these metrics", "metrics"))
+        for name, key in (("detections to results", "seconds"), ("- metrics alone", "metrics"))
     ]
     title = f"evaluation of {result['images']:,} images x 100 detections"
     table = tabulate(rows, [title, "this package", "pycocotools", "ratio"], **_OPTIONS)

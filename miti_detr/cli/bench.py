@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     settings = {name: getattr(args, name) for name in SETTINGS}
     specs = tuple(BenchSpec(file, (*overrides, *args.overrides), **settings) for file in files)
     request = BenchRequest(specs, **{name: getattr(args, name) for name in CHOICES})
+    # New processes import torch before they can be told to be quiet.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script")
     about = machine()
     print(
         f"{about['processor']}, {about['cores']} cores, {args.threads} threads, torch "
