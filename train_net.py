@@ -23,10 +23,10 @@ from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.engine import (
     Trainer,
     log_version,
+    prepare_cpu,
     run,
     setup_config,
     setup_run_logger,
-    share_threads,
 )
 
 
@@ -34,8 +34,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config and set up the logs of one process."""
     cfg = setup_config(args.config_file, args.opts)
     cfg.freeze()
-    if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cpu":
-        share_threads()
+    if cfg.MODEL.DEVICE == "cpu":
+        prepare_cpu()
     default_setup(cfg, args)
     setup_run_logger(cfg.OUTPUT_DIR)
     log_version()

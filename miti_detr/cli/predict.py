@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     from miti_detr.analysis.classes import class_table
     from miti_detr.analysis.predictions import find_images, predict_images
+    from miti_detr.engine import prepare_cpu
     from miti_detr.engine.predictor import Predictor, load_config
 
     words, overrides = split_overrides(args.images)
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     cfg = load_config(
         args.config_file, weights=args.weights, overrides=[*overrides, *args.overrides]
     )
+    if cfg.MODEL.DEVICE == "cpu":
+        prepare_cpu()
     predictor = Predictor(cfg)
     start = time.perf_counter()
     # disable=None: no bar where standard error is no terminal.

@@ -1,7 +1,8 @@
 """Training and evaluation runs."""
 
+from .cpu import prepare_cpu
 from .hooks import ResidualRamp
-from .launch import run, share_threads
+from .launch import run
 from .nonfinite import NonFiniteError, ReplayReport, replay
 from .optimizer import build_optimizer
 from .setup import log_version, resolve_device, setup_config, setup_run_logger
@@ -14,10 +15,10 @@ __all__ = [
     "Trainer",
     "build_optimizer",
     "log_version",
+    "prepare_cpu",
     "replay",
     "resolve_device",
     "run",
     "setup_config",
     "setup_run_logger",
-    "share_threads",
 ]

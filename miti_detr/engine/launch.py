@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.multiprocessing.spawn import ProcessExitedException
 
@@ -92,12 +91,6 @@ def _check_weights(cfg: CfgNode, *, needed: bool) -> None:
         raise ValueError("MODEL.WEIGHTS is empty: there is nothing to evaluate")
     if weights and "://" not in weights and not PathManager.exists(weights):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no {weights}")
-
-
-def share_threads() -> None:
-    """Divide this machine's cores among its processes, so that they do not fight for them."""
-    threads = torch.get_num_threads() // comm.get_local_size()
-    torch.set_num_threads(max(1, threads))
 
 
 def stop_processes(patience: float = 5.0) -> None:

@@ -1,0 +1,31 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PAGES_OF_A_TENSOR = 64 * 2**20 // 4096
+SCRIPT = """
+import resource, torch
+from miti_detr.engine.cpu import keep_freed_memory
+{call}
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(2):  # the heap grows
+    torch.ones(16 * 2**20)
+before = faults()
+for _ in range(4):
+    torch.ones(16 * 2**20)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries are left alone")
+def test_memory_of_freed_tensors_is_used_again() -> None:
+    """A tensor of 64 MiB, made four times: its pages come from the system each time, or never."""
+    default, kept = (
+        int(subprocess.check_output([sys.executable, "-c", SCRIPT.format(call=call)], text=True))
+        for call in ("", "assert keep_freed_memory()")
+    )
+    assert default > PAGES_OF_A_TENSOR
+    assert kept < PAGES_OF_A_TENSOR / 10
