@@ -38,6 +38,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def natural_int(text: str) -> int:
+    """Read an integer of at least 0, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
 def fraction(text: str) -> float:
     """Read a number in [0, 1], for argparse."""
     value = float(text)

@@ -4,13 +4,14 @@ import argparse
 import os
 from pathlib import Path
 
-from .arguments import positive_int, split_overrides
+from miti_detr.analysis.bench import PRECISIONS, SIDES, TASKS, VARIABLES
 
-TASKS = ("model", "inference", "training", "data", "evaluation")
+from .arguments import natural_int, positive_int, split_overrides
+
 # Arguments that are named as in BenchSpec and BenchRequest
 SETTINGS = ("batch", "sizes", "precision", "objects", "repeats", "threads")
 CHOICES = ("tasks", "against", "images", "grow", "limit", "paper")
-BUSY = 0.5  # load of the machine from which on times mean little
+BUSY = 0.25  # cores that other work takes, from which on times mean little
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -33,8 +34,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="HxW,...",
         help="of the images in turn, in pixels (default 512x672)",
     )
-    add("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
-    add("--objects", type=int, default=20, help="per image, in training (default 20)")
+    add("--precision", default="float32", choices=PRECISIONS)
+    add("--objects", type=natural_int, default=20, help="per image, in training (default 20)")
     add("--repeats", type=positive_int, default=7, help="measured steps (default 7)")
     add("--threads", type=positive_int, default=os.cpu_count(), help="default: all cores")
     add(
@@ -46,16 +47,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add(
         "--against",
-        choices=("plain", "hf", "detr"),
-        help="measure in turn: the plain path of 2020, Hugging Face's DETR, or the same model "
-        "without the layer residual",
+        choices=SIDES[1:],
+        help="measure in turn with the same model without the layer residual, the plain path of "
+        "2020, or Hugging Face's DETR",
     )
     add("--images", type=positive_int, default=500, help="of the evaluation (default 500)")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--grow",
-        choices=("tokens", "queries", "batch", "objects"),
-        help="how the cost of encoder and decoder (objects: set loss) grows",
+        choices=VARIABLES,
+        help="how the cost of encoder and decoder (objects: set loss) grows; with --only training "
+        "forward and backward",
     )
     mode.add_argument(
         "--limit", action="store_true", help="training step against the machine's own rates"
@@ -67,25 +69,27 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print each table when it is there, write the record."""
-    from miti_detr.analysis.bench_child import machine
-    from miti_detr.analysis.bench_run import BenchRequest, run_benchmark, write_record
-    from miti_detr.analysis.bench_spec import BenchSpec
+    from miti_detr.analysis.bench.meters import describe_machine
+    from miti_detr.analysis.bench.run import BenchRequest, run_benchmark, write_record
+    from miti_detr.analysis.bench.spec import BenchSpec
 
     files, overrides = split_overrides(args.config_file)
     settings = {name: getattr(args, name) for name in SETTINGS}
     specs = tuple(BenchSpec(file, (*overrides, *args.overrides), **settings) for file in files)
     request = BenchRequest(specs, **{name: getattr(args, name) for name in CHOICES})
+    measurements = run_benchmark(request)
     # New processes import torch before they can be told to be quiet.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning:torch.jit._script")
-    about = machine()
+    about = describe_machine()
     print(
         f"{about['processor']}, {about['cores']} cores, {args.threads} threads, torch "
-        f"{about['versions']['torch']}, {args.precision}; load before: {about['load_before']}"
+        f"{about['versions']['torch']}, {args.precision}"
     )
-    if about["load_before"] > BUSY:
-        print("Something else is running here: do not trust these times.")
+    busy = about["busy_cores_before"]
+    if busy > BUSY:
+        print(f"Other work keeps {busy:.1f} cores busy: do not trust these times.")
     results = {}
-    for name, result, text in run_benchmark(request):
+    for name, result, text in measurements:
         print(f"\n{text}", flush=True)
         results[name] = result
     if args.output:

@@ -5,24 +5,22 @@ N images, n tokens, Q queries, C width, L decoder layers, K classes.
 
 import dataclasses
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from miti_detr.modeling import HungarianMatcher, SetCriterion, Target
 from miti_detr.modeling.transformer import build_transformer
 
-from .bench_child import (
-    Alternation,
-    Clock,
-    alternate,
-    pair_ratios,
-    physical_memory,
-    start_memory,
-)
-from .bench_plain import LoopCriterion, use_plain_attention
-from .bench_spec import BenchSpec, bench_config
+from . import VARIABLES
+from .child import Alternation, Step, alternate, times_as_fast
+from .meters import Clock, physical_memory, start_memory
+from .plain import LoopCriterion, use_plain_attention
+from .sides import autocast
+from .spec import BenchSpec, bench_config
 
 # Grids (h, w) of about 300 to 17,000 tokens; 800 x 1333 pixels have 1,050 at stride 32 and 4,200 at
 # stride 16.
@@ -30,7 +28,6 @@ TOKEN_GRIDS = ((15, 20), (25, 42), (42, 50), (50, 84), (80, 105), (100, 170))
 QUERIES = (100, 300, 600, 900)
 BATCHES = (1, 2, 4, 8, 16)
 OBJECTS = (0, 10, 50, 100, 200, 500)
-VARIABLES = ("tokens", "queries", "batch", "objects")
 SECONDS_PER_POINT = 30.0  # no further round after that
 
 
@@ -60,13 +57,16 @@ def bench_growth(
 
     Args:
         spec: what to measure; the first of its sizes gives the grid.
-        variable: one of :data:`VARIABLES`.
+        variable: of ``VARIABLES``.
         plain: measure the plain form in turn, where its memory suffices.
         train: forward and backward instead of forward alone. The set loss always has both.
 
     Returns:
         For each size its ``value``, the ``point``, and of each side the median ``seconds`` and the
-        ``memory`` added by the steps, in MiB; with two sides the ``ratio`` of their times.
+        ``memory`` (see :func:`memory_marks`); with two sides ``times_as_fast``.
+
+    Raises:
+        ValueError: for an unknown variable.
     """
     result = []
     for value, point in _points(spec, variable, train):
@@ -76,7 +76,6 @@ def bench_growth(
         measured = alternate(
             sides,
             _prepare_criterion if point.objects is not None else _prepare_transformer,
-            _step,
             (spec, point),
             threads=spec.threads,
             warmup=1,
@@ -121,97 +120,81 @@ def _fits(spec: BenchSpec, point: Point) -> bool:
 
 def _summary(measured: Alternation) -> dict[str, Any]:
     sides = {
-        name: {
-            "seconds": statistics.median(measured.seconds[name]["step"]),
-            "memory": measured.memory[name]["peak"] - measured.memory[name]["start"],
-            "device_memory": measured.memory[name]["device_peak"],
-        }
-        for name in measured.seconds
+        name: {"seconds": statistics.median(seconds["step"]), "memory": measured.memory[name]}
+        for name, seconds in measured.seconds.items()
     }
     if len(sides) == 1:
         return sides
-    return {**sides, "ratio": pair_ratios(*measured.seconds.values())["step"]}
+    return {**sides, "times_as_fast": times_as_fast(*measured.seconds.values())["step"]}
 
 
-# What follows runs in the child, and keeps its work here.
-_step_work: Any
-_device: torch.device
-_dtype: torch.dtype | None
-
-
-def _begin(spec: BenchSpec) -> Any:
-    global _device, _dtype
-    cfg = bench_config(spec)
-    _device = torch.device(cfg.MODEL.DEVICE)
-    _dtype = None if spec.precision == "float32" else getattr(torch, spec.precision)
-    torch.manual_seed(spec.seed)
-    return cfg
-
-
-def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> None:
-    global _step_work
-    cfg = _begin(spec)
+# What follows runs in the child.
+def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
+    cfg, device = _begin(spec)
     model = build_transformer(cfg)
     if side == "plain":
         use_plain_attention(model)
-    model.train(point.train).to(_device)
+    model.train(point.train).to(device)
     shape = (point.batch, cfg.MODEL.DETR.HIDDEN_DIM, *point.grid)
-    source, position = (torch.randn(shape, device=_device) for _ in range(2))
-    queries = torch.randn(point.queries, shape[1], device=_device)
-    mask = torch.zeros(point.batch, *point.grid, dtype=torch.bool, device=_device)
-
-    start_memory()
+    source, position = (torch.randn(shape, device=device) for _ in range(2))
+    queries = torch.randn(point.queries, shape[1], device=device)
+    mask = torch.zeros(point.batch, *point.grid, dtype=torch.bool, device=device)
 
     def work() -> None:
-        with (
-            torch.set_grad_enabled(point.train),
-            torch.autocast(_device.type, _dtype, enabled=_dtype is not None),
-        ):
+        with torch.set_grad_enabled(point.train), autocast(device, spec.precision):
             states, _ = model(source, mask, queries, position)
         if point.train:
             states.float().square().mean().backward()
             model.zero_grad()
 
-    _step_work = work
+    return _timed(work, device)
 
 
-def _prepare_criterion(side: str, spec: BenchSpec, point: Point) -> None:
-    global _step_work
-    cfg = _begin(spec)
+def _prepare_criterion(side: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
+    cfg, device = _begin(spec)
     detr = cfg.MODEL.DETR
-    layers, classes = detr.DEC_LAYERS, detr.NUM_CLASSES
+    layers, classes, objects = detr.DEC_LAYERS, detr.NUM_CLASSES, point.objects or 0
     criterion: nn.Module = LoopCriterion(num_classes=classes)
     if side == "ours":
         criterion = SetCriterion(num_classes=classes, matcher=HungarianMatcher())
-    criterion.to(_device)
+    criterion.to(device)
     size = (layers, point.batch, point.queries)
-    logits = torch.randn(*size, classes + 1, device=_device, requires_grad=True)
-    boxes = _random_boxes(*size).to(_device).requires_grad_()
+    logits = torch.randn(*size, classes + 1, device=device, requires_grad=True)
+    boxes = _random_boxes(*size).to(device).requires_grad_()
     targets: list[Target] = [
         {
-            "labels": torch.randint(0, classes, (point.objects or 0,), device=_device),
-            "boxes": _random_boxes(point.objects or 0).to(_device),
+            "labels": torch.randint(0, classes, (objects,), device=device),
+            "boxes": _random_boxes(objects).to(device),
         }
         for _ in range(point.batch)
     ]
-
-    start_memory()
 
     def work() -> None:
         torch.stack(list(criterion(logits, boxes, targets).values())).sum().backward()
         logits.grad = boxes.grad = None
 
-    _step_work = work
+    return _timed(work, device)
+
+
+def _begin(spec: BenchSpec) -> tuple[CfgNode, torch.device]:
+    cfg = bench_config(spec)
+    torch.manual_seed(spec.seed)
+    return cfg, torch.device(cfg.MODEL.DEVICE)
+
+
+def _timed(work: Callable[[], None], device: torch.device) -> tuple[None, Step]:
+    start_memory()
+
+    def step() -> dict[str, float]:
+        clock = Clock(device)
+        work()
+        clock.mark("step")
+        return clock.parts
+
+    return None, step
 
 
 def _random_boxes(*size: int) -> Tensor:
     """Boxes (*size, 4) ``cxcywh`` inside the unit square."""
     side = 0.05 + 0.25 * torch.rand(*size, 2)
     return torch.cat([side / 2 + (1 - side) * torch.rand(*size, 2), side], dim=-1)
-
-
-def _step() -> dict[str, float]:
-    clock = Clock(_device)
-    _step_work()
-    clock.mark("step")
-    return clock.parts

@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from miti_detr.analysis.curves import COLOURS
 from miti_detr.files import replacing
 
-from .bench_report import LABELS
-from .curves import COLOURS
+from .report import LABELS, added_memory
 
 _STACK = ("forward", "criterion", "backward", "optimizer")
 
@@ -33,15 +33,14 @@ def draw_steps(results: Mapping[str, Any], path: Path) -> None:
         _stacked_bars(row[0], result["seconds"], parts)
         row[0].set(title=f"{task}: ms per step", yticks=range(len(sides)))
         row[0].set_yticklabels([LABELS[side] for side in sides])
-        peaks = [max(m["device_peak"], 0) or m["peak"] for m in result["memory"].values()]
+        peaks = [m["device_peak"] or m["peak"] for m in result["memory"].values()]
         bars = row[1].barh(range(len(sides)), peaks, color=[COLOURS[i] for i in range(len(sides))])
         row[1].bar_label(bars, [f"{peak:,.0f}" for peak in peaks], padding=3)
         row[1].set(title=f"{task}: peak MiB", yticks=[], xlim=(0, 1.2 * max(peaks)))
         for axis in row:
             axis.invert_yaxis()
             axis.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    _save(figure, path)
 
 
 def _stacked_bars(
@@ -64,7 +63,7 @@ def _stacked_bars(
 
 
 def draw_growth(variable: str, points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw time and added memory against a variable, on logarithmic axes.
+    """Draw time and added memory against a variable, on logarithmic axes (also with a zero).
 
     Args:
         variable: its name.
@@ -74,22 +73,21 @@ def draw_growth(variable: str, points: Sequence[Mapping[str, Any]], path: Path) 
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     for colour, side in zip(COLOURS, ("ours", "plain"), strict=False):
-        found = [point for point in points if side in point and point["value"] > 0]
+        found = [point for point in points if side in point]
         if not found:
             continue
         values = [point["value"] for point in found]
         seconds = [1e3 * point[side]["seconds"] for point in found]
-        memory = [point[side]["device_memory"] or point[side]["memory"] for point in found]
+        memory = [added_memory(point[side]) for point in found]
         left.plot(values, seconds, "o-", color=colour, label=LABELS[side])
         right.plot(values, memory, "o-", color=colour, label=LABELS[side])
     left.set(title="ms per step", xlabel=variable)
     right.set(title="memory added by a step, MiB", xlabel=variable)
     for axis in (left, right):
-        axis.set(xscale="log", yscale="log")
+        axis.set(xscale="log" if points[0]["value"] else "symlog", yscale="log")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    _save(figure, path)
 
 
 def draw_limit(result: Mapping[str, Any], path: Path) -> None:
@@ -116,5 +114,9 @@ def draw_limit(result: Mapping[str, Any], path: Path) -> None:
     for axis in (left, right):
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

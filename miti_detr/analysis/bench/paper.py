@@ -13,8 +13,8 @@ from detectron2.modeling import build_model
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.engine.trainer import Trainer
 
-from .bench_model import count_parameters
-from .bench_spec import BenchSpec, bench_config
+from .model import count_parameters
+from .spec import BenchSpec, bench_config
 
 # Of the paper, on COCO val2017 with four V100: model, seconds, parameters, AP
 PUBLISHED = (

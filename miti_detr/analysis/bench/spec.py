@@ -19,12 +19,8 @@ from miti_detr.checkpoint.export import convert_file
 from miti_detr.engine import setup_config
 from miti_detr.modeling import MitiDetr
 
-from .bench_child import in_child
-from .bench_plain import build_plain
-
-# ours: as configured; detr: the same without the layer residual; plain: see bench_plain;
-# hf: transformers.DetrForObjectDetection
-SIDES = ("ours", "detr", "plain", "hf")
+from .child import in_child
+from .plain import build_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +71,7 @@ def bench_config(spec: BenchSpec, side: str = "ours") -> CfgNode:
 
     Args:
         spec: names the file and the overrides.
-        side: one of :data:`SIDES`.
+        side: of ``SIDES``.
 
     Raises:
         ValueError: if Hugging Face's model cannot be the one of the config.
@@ -88,6 +84,11 @@ def bench_config(spec: BenchSpec, side: str = "ours") -> CfgNode:
         raise ValueError(
             "Hugging Face's DETR has no layer residual and is post-norm: add "
             "MODEL.DETR.LAYER_RESIDUAL none MODEL.DETR.PRE_NORM False"
+        )
+    if side == "hf" and len(set(spec.sizes)) > 1 and detr.PADDING_MASK != "nearest":
+        raise ValueError(
+            "Hugging Face's DETR has another padding mask where images differ in size: add "
+            "MODEL.DETR.PADDING_MASK nearest"
         )
     return cfg
 

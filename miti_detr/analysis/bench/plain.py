@@ -40,6 +40,7 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
         l1_weight=detr.L1_WEIGHT,
         giou_weight=detr.GIOU_WEIGHT,
         no_object_weight=detr.NO_OBJECT_WEIGHT,
+        deep_supervision=detr.DEEP_SUPERVISION,
     ).to(model.device)
     return model
 
@@ -90,10 +91,12 @@ class LoopCriterion(nn.Module):
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
         no_object_weight: float = 0.1,
+        deep_supervision: bool = True,
     ) -> None:
         """Make the criterion; arguments as in :class:`SetCriterion`."""
         super().__init__()
         self.num_classes = num_classes
+        self.deep_supervision = deep_supervision
         self.weights = {"loss_ce": class_weight, "loss_bbox": l1_weight, "loss_giou": giou_weight}
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = no_object_weight
@@ -103,6 +106,8 @@ class LoopCriterion(nn.Module):
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
     ) -> dict[str, Tensor]:
         """Compute the weighted losses of all layers; arguments as in :class:`SetCriterion`."""
+        if not self.deep_supervision:
+            logits, boxes = logits[-1:], boxes[-1:]
         losses = {}
         for layer in range(len(logits)):
             suffix = "" if layer == len(logits) - 1 else f"_{layer}"

@@ -1,4 +1,4 @@
-"""What is measured: this package's model or its plain form; Hugging Face's is in bench_hf.
+"""What is measured: this package's model or its plain form; Hugging Face's is in :mod:`.hf`.
 
 N images, Q queries, K classes.
 """
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from miti_detr.engine.optimizer import build_optimizer, is_backbone
 
-from .bench_child import Clock
-from .bench_plain import build_plain
-from .bench_spec import BenchSpec, Weights, bench_config, make_inputs
+from .meters import Clock
+from .plain import build_plain
+from .spec import BenchSpec, Weights, bench_config, make_inputs
 
 
 class Side:
@@ -82,11 +82,7 @@ class Side:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of the benchmark."""
-        return torch.autocast(
-            self.device.type,
-            getattr(torch, self.precision) if self.precision != "float32" else None,
-            enabled=self.precision != "float32",
-        )
+        return autocast(self.device, self.precision)
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         """AdamW of torch with its defaults, and clipping before the step."""
@@ -116,6 +112,12 @@ class Side:
         optimizer.register_step_pre_hook(hook)
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Autocast to ``bfloat16`` or ``float16``; with ``float32`` nothing is cast."""
+    dtype = None if precision == "float32" else getattr(torch, precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Set every dropout of a model of any side, also those that are numbers of a module."""
     for module in model.modules():
@@ -129,7 +131,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 def build_side(spec: BenchSpec, side: str, weights: Weights) -> Side:
     """Build one of ``SIDES`` with given weights."""
     if side == "hf":
-        from .bench_hf import HuggingFaceSide
+        from .hf import HuggingFaceSide
 
         return HuggingFaceSide(spec, weights.hf_folder)
     return Side(spec, side, weights.path)

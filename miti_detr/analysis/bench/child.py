@@ -3,34 +3,27 @@
 What runs in a child is a module-level function; what it keeps between calls stays in the child.
 """
 
-import contextlib
 import dataclasses
-import gc
 import math
 import multiprocessing
-import os
-import platform
-import re
-import resource
 import statistics
-import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from importlib import metadata
-from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 
+from .meters import memory_marks
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Step = Callable[[], dict[str, float]]  # does one step; returns seconds by part
 
-MIB = 2**20
 # A child that has just worked lets its threads go to sleep before another one is timed.
 PAUSE = 0.05
 
@@ -86,10 +79,9 @@ class Alternation:
     """What :func:`alternate` measured, by side.
 
     Attributes:
-        prepared: what ``prepare`` returned.
+        prepared: the first value that ``prepare`` returned.
         seconds: part to one value a step.
-        memory: MiB of the process before the steps (``start``) and at most (``peak``), and on a GPU
-            of tensors (``device_peak``).
+        memory: see :func:`memory_marks`.
     """
 
     prepared: dict[str, Any]
@@ -99,8 +91,7 @@ class Alternation:
 
 def alternate(
     sides: Sequence[str],
-    prepare: Callable[..., Any],
-    step: Callable[[], dict[str, float]],
+    prepare: Callable[..., tuple[Any, Step]],
     arguments: tuple[Any, ...],
     *,
     threads: int,
@@ -115,8 +106,8 @@ def alternate(
     Args:
         sides: names.
         prepare: called once in each process with the name and ``arguments``; calls
-            :func:`start_memory` when all is there that the steps need.
-        step: called there for each step; returns seconds by part.
+            :func:`start_memory` when all is there that the steps need; returns a value, and the
+            function that does a step.
         arguments: see there.
         threads: of torch's operators in each process.
         warmup: steps of each side that are not counted.
@@ -125,21 +116,23 @@ def alternate(
     """
     with ExitStack() as stack:
         children = {name: stack.enter_context(Child(threads)) for name in sides}
-        prepared = {name: child.call(prepare, name, *arguments) for name, child in children.items()}
+        prepared = {
+            name: child.call(_prepare, prepare, name, arguments) for name, child in children.items()
+        }
         seconds: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
         begin = time.perf_counter()
         for number in range(warmup + repeats):
             if number > warmup and time.perf_counter() - begin > budget:
                 break
             for name, child in children.items():
-                for part, value in child.call(step).items():
+                for part, value in child.call(_step, name).items():
                     if number >= warmup:
                         seconds[name].setdefault(part, []).append(value)
-        memory = {name: child.call(_memory) for name, child in children.items()}
+        memory = {name: child.call(memory_marks) for name, child in children.items()}
     return Alternation(prepared, seconds, memory)
 
 
-def pair_ratios(
+def times_as_fast(
     ours: dict[str, list[float]], other: dict[str, list[float]]
 ) -> dict[str, dict[str, float]]:
     """How many times as long the other takes, step by step.
@@ -162,6 +155,10 @@ def pair_ratios(
     return result
 
 
+# What follows runs in the child, and keeps its steps here.
+_steps: dict[str, Step] = {}
+
+
 def _start(threads: int) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     torch.set_num_threads(threads)
@@ -178,98 +175,12 @@ def _run(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[st
         raise RuntimeError(traceback.format_exc()) from None
 
 
-class Clock:
-    """Seconds of the parts of a piece of work.
-
-    Attributes:
-        parts: name to seconds.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        """Start; ``device`` is waited for at every mark."""
-        self._device = device
-        self.parts: dict[str, float] = {}
-        self._last = self._now()
-
-    def mark(self, name: str) -> None:
-        """Add the time since the last mark to the part ``name``."""
-        now = self._now()
-        self.parts[name] = self.parts.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+def _prepare(
+    prepare: Callable[..., tuple[Any, Step]], name: str, arguments: tuple[Any, ...]
+) -> Any:
+    value, _steps[name] = prepare(name, *arguments)
+    return value
 
 
-_memory_at_start = 0.0
-
-
-def start_memory() -> None:
-    """Count the peak of this process' memory from here, where Linux allows it."""
-    global _memory_at_start
-    gc.collect()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    _memory_at_start = peak_memory()
-
-
-def _memory() -> dict[str, float]:
-    return {
-        "start": _memory_at_start,
-        "peak": peak_memory(),
-        "device_peak": peak_device_memory(),
-    }
-
-
-def peak_memory() -> float:
-    """Most memory that this process has had, in MiB."""
-    try:
-        # Not ru_maxrss first: on Linux that of a new process starts at the size of its parent.
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
-
-
-def peak_device_memory() -> float:
-    """Most memory of tensors on the GPU so far, in MiB; 0 without one."""
-    return torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else 0.0
-
-
-def machine() -> dict[str, Any]:
-    """Describe this machine: processor, cores, memory, GPU, versions, load."""
-    names = ("torch", "torchvision", "numpy", "scipy", "transformers", "faster-coco-eval")
-    versions: dict[str, str | None] = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "processor": _processor() or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(physical_memory() / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def physical_memory() -> int:
-    """Memory of this machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        return ""
-    return found[1] if found else ""
+def _step(name: str) -> dict[str, float]:
+    return _steps[name]()

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from .bench_child import Clock
-from .bench_sides import Side
-from .bench_spec import BenchSpec
+from .meters import Clock
+from .sides import Side
+from .spec import BenchSpec
 
 MATRIX = 3072  # side of the matrices whose product gives the rate
 COPY_MIB = 256
@@ -115,19 +115,28 @@ class _Counting(Clock):
         return self._counter.get_total_flops()
 
 
-def _count_flops(side: Side) -> dict[str, int]:
+def flop_counter() -> FlopCounterMode:
+    """Counter of floating point operations that knows torch's attention on a CPU, too."""
     aten = torch.ops.aten
     mapping = {
-        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flop,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward_flop,
     }
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
+def _count_flops(side: Side) -> dict[str, int]:
+    with flop_counter() as counter:
         counting = _Counting(counter)
         _step(side, counting)
     return {
         name: sum(int(n) for mark, n in counting.parts.items() if mark.startswith(name))
         for name in PARTS
     }
+
+
+def _sdpa_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
 
 
 def _sdpa_backward_flop(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

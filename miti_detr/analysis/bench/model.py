@@ -9,7 +9,7 @@ from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn.jit_handles import elementwise_flop_counter, get_shape
 from torch import nn
 
-from .bench_spec import BenchSpec, bench_config, make_inputs
+from .spec import BenchSpec, bench_config, make_inputs
 
 _ADDITIONS = ("aten::add", "aten::add_")
 _PARTS = ("backbone", "input_proj", "transformer", "class_embed", "bbox_embed")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from miti_detr.modeling import MitiDetr, targets_from_instances
 
-from .bench_child import Clock
-from .bench_sides import Side
-from .bench_spec import BenchSpec, bench_config, make_inputs
+from .meters import Clock
+from .sides import Side
+from .spec import BenchSpec, bench_config, make_inputs
 
 
 class HuggingFaceSide(Side):

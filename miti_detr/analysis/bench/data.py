@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import time
+from collections import deque
 from contextlib import redirect_stdout
 from types import ModuleType
 from typing import Any
@@ -21,11 +22,12 @@ from miti_detr.data import build_train_loader
 from miti_detr.evaluation import BoxEvaluator
 from miti_detr.files import write_text
 
-from .bench_child import Clock
-from .bench_sides import Side
-from .bench_spec import BenchSpec
+from .meters import Clock
+from .sides import Side
+from .spec import BenchSpec
 
 LOADER_IMAGES = 640
+STEPS = 10  # of training
 DETECTIONS = 100  # per image
 CLASSES = 80
 OBJECTS = 7  # per image, as in COCO
@@ -33,34 +35,44 @@ IMAGE_SIDE = 640  # pixels
 
 
 def bench_loader(spec: BenchSpec, weights: str, images: int = LOADER_IMAGES) -> dict[str, Any]:
-    """Train for some batches of the config's own loader, and time both.
+    """Time the config's own training loader, then training steps on its last batches.
+
+    One after the other: beside a step, workers would seem to take no time.
 
     Args:
         spec: of the benchmark; batch and sizes are the config's, not the benchmark's.
         weights: checkpoint to begin with.
-        images: at least so many.
+        images: at least so many are loaded.
 
     Returns:
-        ``loader_seconds`` and ``step_seconds`` of each batch, and ``batch``; or ``missing``, why
-        the data cannot be read.
+        ``loader_seconds`` and ``step_seconds`` of each batch, ``batch`` and ``workers``; or
+        ``missing``, why the data cannot be read.
     """
     side = Side(spec, "ours", weights)
     side.model.train()
     batch = side.cfg.SOLVER.IMS_PER_BATCH
-    seconds: dict[str, list[float]] = {"loader_seconds": [], "step_seconds": []}
+    kept: deque[list[dict[str, Any]]] = deque(maxlen=STEPS)
+    loader_seconds, step_seconds = [], []
     try:
         batches = iter(build_train_loader(side.cfg))
         next(batches)  # starts the workers
-        for _ in range(max(5, images // batch)):
+        for _ in range(max(STEPS, -(-images // batch))):
             start = time.perf_counter()
-            side.inputs = next(batches)
-            middle = time.perf_counter()
-            side.train_step(Clock(side.device))
-            seconds["loader_seconds"].append(middle - start)
-            seconds["step_seconds"].append(time.perf_counter() - middle)
+            kept.append(next(batches))
+            loader_seconds.append(time.perf_counter() - start)
     except (OSError, KeyError) as error:  # not registered, or its files are not here
         return {"missing": f"{', '.join(side.cfg.DATASETS.TRAIN)}: {error}"}
-    return {"batch": batch, "workers": side.cfg.DATALOADER.NUM_WORKERS, **seconds}
+    for number, side.inputs in enumerate([kept[0], *kept]):
+        start = time.perf_counter()
+        side.train_step(Clock(side.device))
+        if number > 0:  # the first warms up
+            step_seconds.append(time.perf_counter() - start)
+    return {
+        "batch": batch,
+        "workers": side.cfg.DATALOADER.NUM_WORKERS,
+        "loader_seconds": loader_seconds,
+        "step_seconds": step_seconds,
+    }
 
 
 def bench_evaluation(images: int, seed: int = 0) -> dict[str, Any]:
