@@ -1,4 +1,4 @@
-# make train | test | lint | setup | help. Every target makes or repairs the environment first (tools/setup_env.sh).
+# make train | bench | test | lint | setup | help. Every target makes or repairs the environment first (tools/setup_env.sh).
 
 CONFIG ?= configs/shapes/miti_detr.yaml
 OUTPUT ?= output/$(basename $(patsubst configs/%,%,$(CONFIG)))
@@ -10,7 +10,7 @@ ENV_PYTHON = "$$(bash tools/setup_env.sh --print-python)"
 COVERAGE = --cov=miti_detr --cov-report=term --cov-fail-under=90
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint
+.PHONY: help setup train bench test lint
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -24,6 +24,9 @@ setup: ## make or repair the Python environment
 
 train: setup ## train CONFIG into OUTPUT, evaluate, draw curves and detections; again: resume
 	@bash tools/train.sh $(ENV_PYTHON) "$(CONFIG)" "$(OUTPUT)" $(ARGS)
+
+bench: setup ## measure all that docs/benchmarks.md says, into output/bench; again: go on
+	@bash tools/bench.sh $(ENV_PYTHON)
 
 test: setup ## run the tests; the whole suite with line coverage
 	@OMP_NUM_THREADS=1 $(ENV_PYTHON) -m pytest -n $(JOBS) $(if $(strip $(ARGS)),$(ARGS),$(COVERAGE))

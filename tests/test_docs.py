@@ -65,7 +65,8 @@ def test_every_block_has_a_kind_that_is_checked() -> None:
     fences = sum(len(re.findall(r"^```", page.read_text(), re.MULTILINE)) for page in PAGES)
     assert fences == 2 * len(BLOCKS)
     assert {block.language for block in BLOCKS} <= LANGUAGES
-    assert {"weights.md", "backbones.md", "pipelines.md"} <= {block.page for block in BLOCKS}
+    pages = {"weights.md", "backbones.md", "pipelines.md", "benchmarks.md"}
+    assert pages <= {block.page for block in BLOCKS}
 
 
 def default_config() -> CfgNode:
@@ -156,7 +157,10 @@ def check_miti_detr(words: list[str]) -> None:
     parser = build_parser()
     args, rest = parser.parse_known_args(words)
     _take_overrides(parser, args, rest)
-    check_overrides(getattr(args, "overrides", []), "")
+    files = [args.config_file] if hasattr(args, "config_file") else [""]
+    for file in files[0] if isinstance(files[0], list) else files:
+        assert not file or (ROOT / file).is_file(), file
+        check_overrides(getattr(args, "overrides", []), file or "")
 
 
 def check_pip(words: list[str]) -> None:

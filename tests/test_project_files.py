@@ -40,7 +40,7 @@ def write_script(path: Path, text: str) -> Path:
 def clone(tmp_path: Path) -> Path:
     """The files that set-up and training scripts touch, without an environment."""
     folder = tmp_path / "clone"
-    for name in ("Makefile", "setup.py", "pyproject.toml", "tools", "configs"):
+    for name in ("Makefile", "setup.py", "pyproject.toml", "tools", "configs", "docs"):
         source = ROOT / name
         folder.mkdir(exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
@@ -61,7 +61,7 @@ def bare_path(tmp_path: Path) -> Path:
 
 def test_make_shows_its_targets() -> None:
     said = run("make").stdout
-    for target in ("setup", "train", "test", "lint", "help"):
+    for target in ("setup", "train", "bench", "test", "lint", "help"):
         assert f"make {target} " in said
 
 
@@ -144,6 +144,35 @@ def test_a_failed_training_fails(clone: Path) -> None:
     gone = run("bash", "tools/train.sh", python, "configs/gone.yaml", "out", cwd=clone)
     assert gone.returncode == 1
     assert "configs/shapes/detr.yaml" in gone.stderr
+
+
+def test_benchmarks_of_the_page_run_once_each(clone: Path) -> None:
+    """The Python here notes how it is called; one of the measurements is there, another fails."""
+    script = """echo "$@" >> calls
+case "$*" in *2_training_float32*) exit 1;; esac
+while [ "$1" != --output ]; do shift; done; touch "$2/bench.json"; echo measured"""
+    python = write_script(clone / "python", script)
+    there = clone / "output/bench/1_inference_float32/bench.json"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    done = run("bash", "tools/bench.sh", python, cwd=clone)
+    assert done.returncode == 1
+    assert "1_inference_float32 is there" in done.stdout
+    assert "error: output/bench/2_training_float32 failed" in done.stderr
+    calls = (clone / "calls").read_text().splitlines()
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    folders = re.findall(r"--output (output/bench/\d\w+)", page)
+    assert len(folders) == len(set(folders)) == len(calls) + 1
+    assert calls[0] == (
+        "-m miti_detr.cli bench --config-file configs/coco/detr_R50.yaml --only inference "
+        "--against hf --repeats 15 --precision bfloat16 --output output/bench/1_inference_bfloat16 "
+        "MODEL.DEVICE cpu"
+    )
+    assert (clone / folders[-1] / "table.txt").read_text() == "measured\n"
+
+    again = run("bash", "tools/bench.sh", python, cwd=clone)
+    assert again.stdout.count(" is there") == len(folders) - 1
+    assert len((clone / "calls").read_text().splitlines()) == len(calls) + 1  # the one that failed
 
 
 def test_requirements_are_exact_and_detectron2_has_its_hash() -> None:
