@@ -3,7 +3,8 @@
 ``python`` blocks run one by one, each in a namespace and a folder of its own, after the first one
 of their page, from which the others may go on. What they read is there: the built-in data set (a
 few images), ``photo.jpg``, ``data/``, and weights. ``yaml`` blocks are merged into a config and
-their backbone is built. Of ``sh`` blocks, each command is parsed by its own parser.
+their backbone is built. Of ``sh`` blocks, each command is parsed by its own parser. ``miti-detr``
+and, in one process, ``train_net.py`` also run, the latter for one step of a small network.
 """
 
 import argparse
@@ -25,16 +26,27 @@ from PIL import Image
 
 import train_net
 from miti_detr import add_miti_detr_config
-from miti_detr.checkpoint import MitiDetrCheckpointer
-from miti_detr.cli.main import _take_overrides, build_parser
+from miti_detr.checkpoint import MitiDetrCheckpointer, to_official
+from miti_detr.cli.main import _take_overrides, build_parser, main
+from miti_detr.engine import run
 from miti_detr.modeling import MaskedBackbone
 from miti_detr.modeling.detr import build_backbone
-from tests.checkpoint.helpers import slim
+from tests.checkpoint.helpers import r50_config, slim
+from tests.checkpoint.test_checkpointer import RESNET18
 from tests.helpers import ROOT
 from tests.loggers import kept_loggers
 from tests.small_shapes import small_shapes
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = (  # of the COCO configs, for the commands of the pages
+    *RESNET18,
+    *("MODEL.DETR.NUM_CLASSES", 3),
+    *("SOLVER.MAX_ITER", 1, "SOLVER.EPOCHS", 0, "SOLVER.EPOCH_STEPS", (), "SOLVER.STEPS", ()),
+    *("SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 0),
+    *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 96, "INPUT.CROP.ENABLED", False),
+    *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
+)
+METRICS = '{"iteration": 0, "total_loss": 2.0}\n{"iteration": 1, "total_loss": 1.0}\n'
 LANGUAGES = {"python", "yaml", "sh", "text", ""}
 
 
@@ -84,11 +96,32 @@ def supplies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         cfg.merge_from_file(str(ROOT / f"configs/shapes/{name}.yaml"))
         output = folder / "output" / "shapes" / name
         MitiDetrCheckpointer(build_model(cfg), str(output), cfg=cfg).save("model_final")
+    for name in ("mine", "other"):
+        shutil.copytree(folder / "output/shapes/miti_detr", folder / "output" / name)
+        (folder / "output" / name / "metrics.json").write_text(METRICS)
     torch.save({"model": slim("detr_r50")}, folder / "detr-r50.pth")
-    Image.effect_noise((64, 64), 90).convert("RGB").save(folder / "photo.jpg")
+    _small_official_files(folder)
+    for name in ("detr_256_6_6_torchvision.yaml", "detr_segm_256_6_6_torchvision.yaml"):
+        shutil.copy(ROOT / "tests/pipelines/configs" / name, folder)
+    (folder / "more_photos").mkdir()
+    for path in ("photo.jpg", "more_photos/a.jpg"):
+        Image.effect_noise((64, 64), 90).convert("RGB").save(folder / path)
     with small_shapes(folder / "datasets") as shapes:
         shutil.copytree(shapes, folder / "data")
+        shutil.copy(folder / "data/train.json", folder / "data/val.json")
+        (folder / "data/images").symlink_to(folder / "data/train")
         yield folder
+
+
+def _small_official_files(folder: Path) -> None:
+    """A DETR that ``SMALL`` fits, under the names of the pages."""
+    cfg = r50_config(*RESNET18)
+    model = build_model(cfg)
+    MitiDetrCheckpointer(model, str(folder / "output/detr"), cfg=cfg).save("model_final")
+    official = {"model": to_official(model.state_dict())}
+    for name in ("detr-r50-e632da11.pth", "miti.pth"):
+        torch.save(official, folder / name)
+    torch.save({**official, "criterion": torch.nn.Identity()}, folder / "old.pth")
 
 
 @pytest.fixture
@@ -145,12 +178,25 @@ def check_overrides(words: list[str], config: str) -> None:
     cfg.merge_from_list(words)
 
 
-def check_train_net(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def check_train_net(words: list[str], monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     monkeypatch.setattr("sys.argv", words)
     args: argparse.Namespace = train_net.parse_args()
     if args.config_file.startswith("configs/"):
         assert (ROOT / args.config_file).is_file(), args.config_file
     check_overrides(args.opts, args.config_file)
+    if args.num_gpus > 1 or args.config_file == "CONFIG":
+        return
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if args.config_file.startswith("configs/"):
+        args.config_file = str(ROOT / args.config_file)
+    args.opts += [str(word) for word in SMALL]
+    if "DATASETS.COCO_FORMAT" not in args.opts:
+        names = ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "('shapes_val',)"]
+        args.opts += names
+    if "MODEL.WEIGHTS" not in args.opts:
+        args.opts += ["MODEL.WEIGHTS", ""]
+    assert run(train_net.main, args) == 0
+    assert (place / "output").is_dir()
 
 
 def check_miti_detr(words: list[str]) -> None:
@@ -161,6 +207,8 @@ def check_miti_detr(words: list[str]) -> None:
     for file in files[0] if isinstance(files[0], list) else files:
         assert not file or (ROOT / file).is_file(), file
         check_overrides(getattr(args, "overrides", []), file or "")
+    if words[0] != "bench":  # it takes minutes
+        assert main(words) == 0
 
 
 def check_pip(words: list[str]) -> None:
@@ -171,14 +219,14 @@ def check_pip(words: list[str]) -> None:
 
 
 @of("sh")
-def test_sh(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sh(block: Block, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     for words in commands_of(block.text):
         if words[0] == "make":
             targets = [word for word in words[1:] if "=" not in word]
             makefile = (ROOT / "Makefile").read_text()
             assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
         elif words[:2] == ["python", "train_net.py"]:
-            check_train_net(words[1:], monkeypatch)
+            check_train_net(words[1:], monkeypatch, place)
         elif words[0] == "miti-detr":
             check_miti_detr(words[1:])
         elif words[:2] == ["pip", "install"]:

@@ -171,6 +171,8 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
             logger.info("%s: no format of ours; matched by Detectron2's heuristics", self._path)
             return super()._load_model(checkpoint)
         for_training = self.for_training
+        if for_training is None:
+            for_training = bool(self.checkpointables)
         record = checkpoint.pop(RECORD_KEY, None) or recorded_variant(state)
         try:
             checkpoint["model"], report, lines = prepare_weights(
@@ -179,7 +181,7 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
                 variant,
                 record=record,
                 stated="" if self.cfg is None else self.cfg.MODEL.DETR.WEIGHTS_RESIDUAL,
-                for_training=bool(self.checkpointables) if for_training is None else for_training,
+                for_training=for_training,
             )
         except CheckpointError as error:
             raise CheckpointError(f"{self._path}: {error}") from error
@@ -189,7 +191,7 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(checkpoint)
         if said := restore_strength(self.model, record):
             logger.info("%s: %s", self._path, said)
-        if incompatible.missing_keys:
+        if for_training:  # an evaluation with random parts deserves Detectron2's warning
             incompatible.missing_keys[:] = _unexplained(incompatible.missing_keys, report)
         return incompatible
 

@@ -89,7 +89,9 @@ def convert_state_dict(
         raise CheckpointError(_unrecognised(state_dict))
     label, _, rows = SOURCES[source]
     if rows is None:
-        raise CheckpointError(f"recognised as {label}, another architecture than DETR")
+        raise CheckpointError(
+            f"recognised as {label}, another architecture: its attention has other weights"
+        )
     tensors = {key: torch.as_tensor(value) for key, value in state_dict.items()}
     result, dropped = _apply(rows, tensors, label)
     reinitialised, notes = _fit_class_head(result, num_classes)
@@ -203,7 +205,8 @@ def _reverse(
             raise CheckpointError(f"{key!r} has no counterpart in {label}")
         for row, match in fits[: 1 if fits[0][0].part is None else 3]:
             theirs = row.theirs.format(**match.groupdict())
-            result[theirs] = tensor if row.part is None else tensor.chunk(3)[row.part].clone()
+            part = tensor if row.part is None else tensor.chunk(3)[row.part].clone()
+            result[theirs] = part.contiguous()  # ours may be channels_last; safetensors refuses it
     return result
 
 
@@ -221,7 +224,10 @@ def _fit_class_head(
     present = tuple(key for key in class_head.KEYS if key in result)
     if class_head.coco_rows(rows, num_classes):
         result.update({key: class_head.select_coco_rows(result[key]) for key in present})
-        return (), (f"class head: {rows} -> {num_classes + 1} rows by COCO id",)
+        missing = (
+            "; no-object, which the file lacks, is 0" if rows == class_head.NO_OBJECT_ID else ""
+        )
+        return (), (f"class head: {rows} -> {num_classes + 1} rows by COCO id{missing}",)
     for key in present:
         del result[key]
     return present, (f"class head: {rows} rows in the file, {num_classes + 1} in the model",)
@@ -229,5 +235,5 @@ def _fit_class_head(
 
 def _unrecognised(state_dict: Mapping[str, object]) -> str:
     first = ", ".join(repr(key) for key in list(state_dict)[:3])
-    known = ", ".join(source.label for source in SOURCES.values())
+    known = ", ".join(source.label for source in SOURCES.values() if source.rows is not None)
     return f"its keys ({first}, ...) are of none of the known formats: {known}"

@@ -18,6 +18,10 @@ from .huggingface import to_hf
 from .variant import LAYER_RESIDUALS, RECORD_KEY, STATE_KEY, STRENGTH, make_record, recorded_variant
 
 FORMATS = ("ours", "detr", "d2-wrapper", "hf")
+_GUESSED = (
+    "the file does not say its number of attention heads, nor whether it is DC5: config.json has "
+    '8, as is usual, and no; for DC5 weights set "dilation": true there'
+)
 
 
 def convert_file(
@@ -81,14 +85,17 @@ def _export(
             f"the layer residual has strength {record[STRENGTH]:.4g} in these weights, which {to} "
             "cannot say: train to the end of MODEL.DETR.RESIDUAL_RAMP_ITERS first"
         )
+    config = CfgNode.load_cfg(record["config"]) if record.get("config") else None
+    if config is not None and to != "d2-wrapper":
+        _check_resnet(config, to)
     if to == "hf":
         if residual not in (None, "none"):
             raise CheckpointError(f"Hugging Face's DETR has no layer residual {residual}")
-        _save_hf(target, state, record)
-    else:
-        official = to == "detr"
-        result = to_official(state, num_classes=num_classes) if official else to_d2_wrapper(state)
-        _save(target, {"model": result})
+        _save_hf(target, state, config)
+        return [] if config is not None else [_GUESSED]
+    official = to == "detr"
+    result = to_official(state, num_classes=num_classes) if official else to_d2_wrapper(state)
+    _save(target, {"model": result})
     if residual in (None, "none"):
         return []
     return [
@@ -118,24 +125,32 @@ def _save(path: str, data: dict[str, Any]) -> None:
         torch.save(data, file)
 
 
-def _save_hf(folder: str, state: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+def _check_resnet(cfg: CfgNode, to: str) -> None:
+    """Refuse ResNets with the keys and shapes of the published ones that compute something else."""
+    resnets = cfg.MODEL.RESNETS
+    builder = cfg.MODEL.BACKBONE.NAME
+    if resnets.DEPTH >= 50 and resnets.STRIDE_IN_1X1:
+        raise CheckpointError(f"{to} has no MODEL.RESNETS.STRIDE_IN_1X1, which these weights need")
+    if resnets.RES5_DILATION == 2 and builder != "build_detr_resnet_backbone":
+        raise CheckpointError(f"DC5 of {to} is not that of {builder}, which these weights need")
+
+
+def _save_hf(folder: str, state: Mapping[str, Tensor], cfg: CfgNode | None) -> None:
     try:
         from safetensors.torch import save
     except ImportError as error:
         raise CheckpointError("--to hf needs `pip install miti_detr[hf]`") from error
-    tensors, config = to_hf(state, **_hf_options(record, len(state[KEYS[1]]) - 1))
-    weights = save({k: v.contiguous() for k, v in tensors.items()}, metadata={"format": "pt"})
+    options = {} if cfg is None else _hf_options(cfg, len(state[KEYS[1]]) - 1)
+    tensors, config = to_hf(state, **options)
+    weights = save(tensors, metadata={"format": "pt"})
     with atomic_write(os.path.join(folder, "model.safetensors")) as file:
         file.write(weights)
     with atomic_write(os.path.join(folder, "config.json")) as file:
         file.write(json.dumps(config, indent=2).encode())
 
 
-def _hf_options(record: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+def _hf_options(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
     """What the weights do not tell but a recorded config does."""
-    if not record.get("config"):
-        return {}
-    cfg = CfgNode.load_cfg(record["config"])
     names = None
     if cfg.DATASETS.TRAIN and cfg.DATASETS.TRAIN[0] in MetadataCatalog.list():
         names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .class_head import KEYS
 from .convert import recognise
+from .errors import CheckpointError
 from .fit import prepare_weights
 from .variant import (
     RECORD_KEY,
@@ -44,7 +45,8 @@ def adapt_state_dict(
     our keys says nothing of its variant and passes.
 
     Detectron2's own checkpointer takes tensors of another shape out before the model sees them, so
-    the class head of an official file (92 rows) starts anew there; a warning says so.
+    the class head of an official file (92 rows) is missing here: refused for evaluation, a warning
+    for training, where it starts anew.
 
     Args:
         model: has an attribute ``variant``, as ``MitiDetr`` does.
@@ -56,7 +58,7 @@ def adapt_state_dict(
         ``state`` itself, or a converted copy.
 
     Raises:
-        CheckpointError: for weights of another variant, or that do not fit.
+        CheckpointError: for weights of another variant, that do not fit, or without a class head.
     """
     source = recognise(state)
     record = recorded_variant(state)
@@ -70,10 +72,13 @@ def adapt_state_dict(
                 logger.info(line)
         return state
     if source == "detr" and not any(key in state for key in KEYS):
-        logger.warning(
+        left_out = (
             "the class head of these weights has another shape than the model's and was left out "
             "on the way here: load them with MitiDetrCheckpointer, or run `miti-detr convert` first"
         )
+        if not allow_other:
+            raise CheckpointError(left_out)
+        logger.warning(left_out)
     result, _report, lines = prepare_weights(
         dict(state), model.state_dict(), variant, stated=stated, for_training=allow_other
     )

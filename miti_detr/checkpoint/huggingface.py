@@ -79,11 +79,15 @@ def to_hf(
 
 def _resnet_name(state_dict: Mapping[str, Tensor]) -> str:
     third = "backbone.body.res2.0.conv3.weight" in state_dict
+    widths = tuple(
+        len(state_dict.get(f"backbone.body.{name}.weight", ()))
+        for name in ("stem.conv1", "res5.0.shortcut")
+    )
     blocks = tuple(_count(state_dict, f"backbone.body.res{stage}.") for stage in (2, 3, 4, 5))
-    if (third, blocks) not in _RESNETS:
+    if (third, blocks) not in _RESNETS or widths != (64, 2048 if third else 512):
         raise CheckpointError(
-            "Hugging Face's DETR needs a ResNet of 18 to 152 layers; the blocks of these weights "
-            f"are {blocks}"
+            "Hugging Face's DETR needs a ResNet of 18 to 152 layers in its usual width; the blocks "
+            f"of these weights are {blocks}, with {widths[0]} channels first and {widths[1]} last"
         )
     return _RESNETS[third, blocks]
 

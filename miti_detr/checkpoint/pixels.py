@@ -40,8 +40,8 @@ _BY_NAME = (
 )
 # Keys of SOURCES in tables.py. A Detectron2 ResNet may be of either kind.
 _BY_SOURCE = dict.fromkeys(
-    ("torchvision_resnet", "detr", "detr_panoptic", "up_detr_pretrain", "d2_wrapper")
-    + ("hf", "hf_panoptic"),
+    ("torchvision_resnet", "detr", "detr_panoptic", "up_detr_pretrain")
+    + ("d2_wrapper", "d2_wrapper_panoptic", "hf", "hf_panoptic"),
     TORCHVISION,
 )
 _BY_AUTHOR = {"torchvision": TORCHVISION, "Caffe2": CAFFE2}

@@ -249,6 +249,11 @@ SOURCES: dict[str, Source] = {
         (*under("detr.", DETR), *_MASK_HEAD),
     ),
     "d2_wrapper": Source("Detectron2 wrapper of DETR", "detr.backbone.0.backbone.", D2_WRAPPER),
+    "d2_wrapper_panoptic": Source(
+        "Detectron2 wrapper of DETR with a mask head",
+        "detr.detr.backbone.0.backbone.",
+        (*under("detr.", (*D2_WRAPPER[:-1], *_MASK_HEAD)), D2_WRAPPER[-1]),
+    ),
     "hf": Source("Hugging Face DETR", "model.query_position_embeddings.", HF),
     "hf_panoptic": Source(
         "Hugging Face DETR with a mask head",

@@ -112,12 +112,12 @@ def weights_variant(record: Variant | None, stated: str = "") -> WeightsVariant:
         stated: layer residual that the user says they have; goes before the record.
 
     Raises:
-        ValueError: if ``stated`` is no layer residual.
+        CheckpointError: if ``stated`` is no layer residual.
     """
     if stated:
         if stated not in LAYER_RESIDUALS:
             known = ", ".join(LAYER_RESIDUALS)
-            raise ValueError(f"{STATE_KEY} is {stated!r}; use '' or one of {known}")
+            raise CheckpointError(f"{STATE_KEY} is {stated!r}; use '' or one of {known}")
         return WeightsVariant({"layer_residual": stated}, f"stated by {STATE_KEY}")
     if record and "layer_residual" in record:
         values = {key: record[key] for key in CONFIG_KEYS if key in record}

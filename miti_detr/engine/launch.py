@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils.file_io import PathManager
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from miti_detr.checkpoint.errors import CheckpointError
 from miti_detr.data import check_datasets
@@ -27,6 +27,7 @@ from .setup import setup_config, setup_run_logger
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit code after SIGINT, by the convention of shells
+_EXPECTED_ERRORS = (CheckpointError, NonFiniteError)
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
@@ -51,8 +52,14 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else new processes talk through NCCL
         launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
-    except (CheckpointError, NonFiniteError) as error:
+    except _EXPECTED_ERRORS as error:
         sys.stderr.write(f"error: {error}\n")
+        return 1
+    except ProcessRaisedException as error:  # its text ends as the traceback in the process
+        name, _, text = str(error).strip().rpartition("\n")[2].partition(": ")
+        if name not in [f"{kind.__module__}.{kind.__qualname__}" for kind in _EXPECTED_ERRORS]:
+            raise
+        sys.stderr.write(f"error: {text}\n")
         return 1
     except KeyboardInterrupt:
         stop_processes()

@@ -122,7 +122,7 @@ def test_backbone_weights(kind, resnet18, tmp_path, caplog):
     model = fresh()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with caplog.at_level(logging.INFO):
-        MitiDetrCheckpointer(model).load(str(path))
+        MitiDetrCheckpointer(model, for_training=True).load(str(path))
     for key, value in model.state_dict().items():
         source = resnet18.state_dict() if key.startswith("backbone") else before
         torch.testing.assert_close(value, source[key], rtol=0, atol=0)
@@ -152,6 +152,24 @@ def test_wrong_network_is_refused(resnet18, tmp_path):
     torch.save(deep, path)
     with pytest.raises(CheckpointError, match=r"no key 'backbone.body.res4.7.conv1.weight'.*near"):
         MitiDetrCheckpointer(fresh()).load(path)
+
+
+@pytest.mark.parametrize("for_training", [True, False])
+def test_random_parts_of_an_evaluated_model_are_named(for_training, resnet18, tmp_path, caplog):
+    """A class head or a whole detector that starts anew is normal in training alone."""
+    official = to_official(resnet18.state_dict())
+    torch.save(official, tmp_path / "other_classes.pth")
+    backbone = {k.removeprefix("backbone.0.body."): v for k, v in official.items() if "body" in k}
+    torch.save(backbone, tmp_path / "backbone.pth")
+    for name, part in (("other_classes", "class_embed"), ("backbone", "query_embed")):
+        caplog.clear()
+        model = fresh("MODEL.DETR.NUM_CLASSES", 5)
+        MitiDetrCheckpointer(model, for_training=for_training).load(str(tmp_path / f"{name}.pth"))
+        said = [
+            r.getMessage() for r in caplog.records if "not found in the check" in r.getMessage()
+        ]
+        assert len(said) == (not for_training)
+        assert all(part in text for text in said)
 
 
 def test_missing_keys_are_still_reported(resnet18, tmp_path, caplog):

@@ -95,6 +95,19 @@ def test_d2_wrapper_and_back():
     assert_same(to_d2_wrapper(ours), weights)
 
 
+def test_d2_wrapper_with_a_mask_head():
+    """One more ``detr.`` before the detector, as before that of an official one."""
+    detector = slim("detr_r50_detectron2_80_classes")
+    weights = {f"detr.{k}": v for k, v in detector.items() if k.startswith("detr.")}
+    masks = [k for k in slim("detr_panoptic") if k.startswith(("bbox_attention", "mask_head"))]
+    weights |= {f"detr.{k}": torch.ones(1) for k in masks}
+    weights["criterion.empty_weight"] = torch.ones(81)
+    ours, report = convert_state_dict(weights, num_classes=80)
+    assert report.source == "d2_wrapper_panoptic"
+    assert len(report.dropped) == 32 + 1
+    assert_same(ours, convert_state_dict(detector, num_classes=80)[0])
+
+
 def test_wrapper_and_official_lead_to_the_same_keys():
     ours, _ = convert_state_dict(slim("detr_r50"), num_classes=80)
     theirs, _ = convert_state_dict(slim("detr_r50_detectron2_80_classes"), num_classes=80)
@@ -195,6 +208,7 @@ def test_class_head(rows, num_classes, result):
         kept = published()["rows_kept"][:-1]
         torch.testing.assert_close(ours[HEAD[1]][:-1], weights[HEAD[1]][kept], rtol=0, atol=0)
         assert ours[HEAD[1]][-1] == 0
+        assert "no-object, which the file lacks, is 0" in report.summary()
 
 
 def test_unknown_key_names_the_nearest():
@@ -220,6 +234,16 @@ def test_unrecognised_weights_say_what_is_known():
 def test_unknown_source_is_named():
     with pytest.raises(ValueError, match="source 'dert' is not one of"):
         convert_state_dict({}, num_classes=80, source="dert")
+
+
+@pytest.mark.parametrize("export", [to_official, to_d2_wrapper, reverse_huggingface])
+def test_exports_are_contiguous(export):
+    """Our models hold their kernels in channels_last, which safetensors refuses."""
+    ours, _ = convert_state_dict(slim("detr_r50"), num_classes=80)
+    key = "backbone.body.stem.conv1.weight"
+    ours[key] = ours[key].to(memory_format=torch.channels_last)
+    assert not ours[key].is_contiguous()
+    assert all(value.is_contiguous() for value in export(ours).values())
 
 
 @pytest.mark.parametrize("export", [to_official, to_d2_wrapper, reverse_huggingface])

@@ -142,10 +142,11 @@ def test_damaged_bytes_never_raise_anything_else(kind, tmp_path):
     assert not any("\n" in text for text in errors)
 
 
+@pytest.mark.parametrize("name", ["weights.pkl", "weights.pth", "pytorch_model.bin"])
 @pytest.mark.parametrize("write", [torch.save, _legacy, lambda data, path: _pickle(path, data)])
-def test_code_in_a_file_does_not_run(write, tmp_path):
+def test_code_in_a_file_does_not_run(write, name, tmp_path):
     mark = tmp_path / "mark"
-    path = tmp_path / "weights.pkl"
+    path = tmp_path / name
     data = {"model": {"a": RunsCode(mark)}}
     _legacy(path, data) if write is _legacy else write(data, path)
     with pytest.raises(CheckpointError, match=r"wants to use (io|_io|builtins)\.open") as caught:

@@ -40,10 +40,12 @@ def test_stock_checkpointer_cannot_pass_on_coco_rows_and_that_is_said(tmp_path, 
     model, other = resnet18(0), resnet18(1)
     head = other.class_embed.weight.detach().clone()
     torch.save(to_official(model.state_dict()), tmp_path / "w.pth")
-    DetectionCheckpointer(other).load(str(tmp_path / "w.pth"))
+    DetectionCheckpointer(other.train()).load(str(tmp_path / "w.pth"))
     assert "left out on the way here: load them with MitiDetrCheckpointer" in caplog.text
     torch.testing.assert_close(other.class_embed.weight, head, rtol=0, atol=0)
     torch.testing.assert_close(other.input_proj.weight, model.input_proj.weight, rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match="run `miti-detr convert` first"):  # random classes
+        DetectionCheckpointer(other.eval()).load(str(tmp_path / "w.pth"))
 
 
 def test_variant_travels_with_the_stock_checkpointer(tmp_path, caplog):

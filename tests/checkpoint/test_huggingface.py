@@ -106,6 +106,9 @@ def test_export_needs_what_huggingface_has():
     state = dict(build_model(r50_config(*RESNET18)).state_dict())
     with pytest.raises(ValueError, match="2 class names for 80 classes"):
         to_hf(state, class_names=["a", "b"])
+    narrow = build_model(r50_config(*RESNET18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32)).state_dict()
+    with pytest.raises(CheckpointError, match=r"usual width.* 64 channels first and 256 last"):
+        to_hf(narrow)
     state = {k: v for k, v in state.items() if "body.res4.1" not in k}
     with pytest.raises(CheckpointError, match=r"needs a ResNet .* are \(2, 2, 1, 2\)"):
         to_hf(state)

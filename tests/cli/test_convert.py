@@ -2,7 +2,13 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from miti_detr.checkpoint import MitiDetrCheckpointer, read_checkpoint, to_official
+from miti_detr.checkpoint import (
+    MitiDetrCheckpointer,
+    convert_state_dict,
+    make_record,
+    read_checkpoint,
+    to_official,
+)
 from miti_detr.cli.main import main
 from tests.checkpoint.helpers import assert_same, r50_config, slim
 from tests.checkpoint.test_checkpointer import RESNET18
@@ -64,6 +70,33 @@ def test_formats_without_a_record_say_so(folder, tmp_path, capsys):
         read_checkpoint(str(tmp_path / "w"))["model"],
         to_official(read_checkpoint(str(folder / "miti.pth"))["model"]),
     )
+
+
+def test_huggingface_needs_what_the_file_does_not_say(folder, tmp_path, capsys):
+    """Heads and DC5 come from the recorded config; without one it is said what was taken."""
+    for source, said in (("detr.pth", False), ("official.pth", True)):
+        assert convert(folder / source, tmp_path / "hf", "--to", "hf") == 0
+        assert ('set "dilation": true there' in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("MODEL.RESNETS.STRIDE_IN_1X1", True), "has no MODEL.RESNETS.STRIDE_IN_1X1"),
+        (
+            ("MODEL.RESNETS.RES5_DILATION", 2, "MODEL.BACKBONE.NAME", "build_resnet_backbone"),
+            "is not that of build_resnet_backbone",
+        ),
+    ],
+)
+def test_resnets_that_compute_something_else_are_not_exported(overrides, message, tmp_path, capsys):
+    state, _ = convert_state_dict(slim("detr_r50"), num_classes=80)
+    record = make_record({"layer_residual": "none"}, r50_config(*overrides))
+    torch.save({"model": state, "miti_detr": record}, tmp_path / "w.pth")
+    for to in ("detr", "hf"):
+        assert convert(tmp_path / "w.pth", tmp_path / "out", "--to", to) == 1
+        assert message in capsys.readouterr().err
+    assert convert(tmp_path / "w.pth", tmp_path / "out", "--to", "d2-wrapper") == 0
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,13 @@ def test_errors_of_the_program_are_raised(
     assert capsys.readouterr().err == "error: the loss is nan\n"
 
 
+def test_bad_weights_in_two_processes_are_one_line(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(_bad_weights, _args(stub.options(tiny_data, tmp_path), num_gpus=2)) == 1
+    assert capsys.readouterr().err == "error: a.pth: cut off\n"
+
+
 def test_evaluation_alone(tiny_data: Path, tmp_path: Path) -> None:
     """Of given weights, and with --resume of the last checkpoint; EXPECTED_RESULTS decide the exit
     code.
