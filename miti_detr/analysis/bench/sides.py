@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from miti_detr.engine import prepare_cpu
 from miti_detr.engine.optimizer import build_optimizer, is_backbone
 
 from .meters import Clock
@@ -36,6 +37,8 @@ class Side:
             weights: checkpoint of :func:`make_weights`.
         """
         cfg = bench_config(spec, side)
+        if side != "plain" and cfg.MODEL.DEVICE == "cpu":
+            prepare_cpu()  # as the commands of this package do
         self.cfg = cfg
         self.precision = spec.precision
         self.inputs = make_inputs(cfg, spec)
