@@ -35,16 +35,16 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
     Source: Rezatofighi et al., Generalized Intersection over Union, 2019.
     """
-    low1, high1 = boxes1[..., :2], boxes1[..., 2:]
-    low2, high2 = boxes2[..., :2], boxes2[..., 2:]
-    overlap = (high1.minimum(high2) - low1.maximum(low2)).clamp(min=0)
-    hull = (high1.maximum(high2) - low1.minimum(low2)).clamp(min=0)
-    intersection = overlap[..., 0] * overlap[..., 1]
-    hull_area = hull[..., 0] * hull[..., 1]
-    union = _area(boxes1) + _area(boxes2) - intersection
+    # Coordinate by coordinate: for all pairs, the innermost axis is then long enough to be fast.
+    left1, top1, right1, bottom1 = boxes1.unbind(-1)
+    left2, top2, right2, bottom2 = boxes2.unbind(-1)
+    overlap_x = (right1.minimum(right2) - left1.maximum(left2)).clamp(min=0)
+    overlap_y = (bottom1.minimum(bottom2) - top1.maximum(top2)).clamp(min=0)
+    hull_x = (right1.maximum(right2) - left1.minimum(left2)).clamp(min=0)
+    hull_y = (bottom1.maximum(bottom2) - top1.minimum(top2)).clamp(min=0)
+    intersection = overlap_x * overlap_y
+    hull = hull_x * hull_y
+    area1, area2 = (right1 - left1) * (bottom1 - top1), (right2 - left2) * (bottom2 - top2)
+    union = area1 + area2 - intersection
     tiny = 1e-30  # far below the area of any box that a network can predict
-    return intersection / union.clamp(min=tiny) - (hull_area - union) / hull_area.clamp(min=tiny)
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return intersection / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)

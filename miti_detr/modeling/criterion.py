@@ -105,29 +105,23 @@ class SetCriterion(nn.Module):
         ce = classification_losses(logits, classes, class_weights, normalizer)
         predicted = boxes[layer, image, query].view(len(logits), -1, 4)
         l1, giou = box_losses(predicted, truth.view_as(predicted), num_boxes.clamp(min=1))
-        self._log(
-            logits,
-            counts,
-            logits[layer, image, query][layer == len(logits) - 1],
-            labels[layer == len(logits) - 1],
-        )
+        if has_event_storage():
+            last = slice(len(query) - predicted.shape[1], None)  # the last layer's matches
+            error = class_error(logits[-1, image[last], query[last]], labels[last])
+            self._log(error, cardinality_errors(logits, counts))
+        weighted = (self.class_weight * ce, self.l1_weight * l1, self.giou_weight * giou)
         return {
-            name + suffix: weight * values[index]
-            for index, suffix in enumerate(_suffixes(len(logits)))
-            for name, weight, values in (
-                ("loss_ce", self.class_weight, ce),
-                ("loss_bbox", self.l1_weight, l1),
-                ("loss_giou", self.giou_weight, giou),
-            )
+            name + suffix: value
+            for suffix, *values in zip(_suffixes(len(logits)), *weighted, strict=True)
+            for name, value in zip(("loss_ce", "loss_bbox", "loss_giou"), values, strict=True)
         }
 
-    def _log(self, logits: Tensor, counts: Tensor, matched: Tensor, labels: Tensor) -> None:
-        if not has_event_storage():
-            return
+    def _log(self, class_error: Tensor, cardinality_errors: Tensor) -> None:
+        """Diagnostics: a scalar, and (L,). One copy to the host for all."""
         storage = get_event_storage()
-        storage.put_scalar("diag/class_error", float(class_error(matched, labels)))
-        errors = cardinality_errors(logits, counts).tolist()
-        for error, suffix in zip(errors, _suffixes(len(logits)), strict=True):
+        first, *others = torch.cat([class_error[None], cardinality_errors]).tolist()
+        storage.put_scalar("diag/class_error", first)
+        for error, suffix in zip(others, _suffixes(len(others)), strict=True):
             storage.put_scalar("diag/cardinality_error" + suffix, error)
 
     def extra_repr(self) -> str:

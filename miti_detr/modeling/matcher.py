@@ -78,14 +78,16 @@ class HungarianMatcher(nn.Module):
         costs = self._costs(logits, boxes, targets).cpu().numpy()
         # A diverged model must reach the check for non-finite losses, which names the images.
         costs = np.nan_to_num(costs, nan=1e6, posinf=1e6, neginf=-1e6)
-        matches = []
-        for layer, layer_costs in enumerate(costs):
-            for image, (cost, count) in enumerate(zip(layer_costs, counts, strict=True)):
-                query, target = linear_sum_assignment(cost[:, :count])
-                where = np.empty((2, len(query)), dtype=np.int64)
-                where[0], where[1] = layer, image
-                matches.append(np.concatenate([where, [query, target]]))
-        return torch.from_numpy(np.concatenate(matches, axis=1))
+        pairs = [
+            linear_sum_assignment(cost[:, :count])
+            for layer_costs in costs
+            for cost, count in zip(layer_costs, counts, strict=True)
+        ]
+        query, target = (np.concatenate(indices) for indices in zip(*pairs, strict=True))
+        layer, image = np.indices(costs.shape[:2]).reshape(2, -1)
+        lengths = [len(queries) for queries, _ in pairs]
+        matches = np.stack([layer.repeat(lengths), image.repeat(lengths), query, target])
+        return torch.from_numpy(matches)
 
     def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
         """Costs (L, N, Q, max T_i) of all layers and images; columns >= T_i mean nothing."""

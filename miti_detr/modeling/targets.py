@@ -36,16 +36,22 @@ def targets_from_instances(
     Raises:
         ValueError: if a class index is not in 0..K-1.
     """
-    targets: list[Target] = []
-    for image in instances:
-        labels = image.gt_classes
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
-                f"ground truth has class indices {int(labels.min())}..{int(labels.max())}, the "
-                f"model has classes 0..{num_classes - 1}: set MODEL.DETR.NUM_CLASSES to the data's"
-            )
-        height, width = image.image_size
-        boxes = image.gt_boxes.tensor.to(device, dtype)
-        boxes = box_xyxy_to_cxcywh(boxes) / boxes.new_tensor([width, height, width, height])
-        targets.append({"labels": labels.to(device), "boxes": boxes})
-    return targets
+    # All images at once, before anything is copied to the device.
+    counts = [len(image) for image in instances]
+    labels = torch.cat([image.gt_classes for image in instances])
+    low, high = (int(bound) for bound in labels.aminmax()) if len(labels) else (0, 0)
+    if not 0 <= low <= high < num_classes:
+        raise ValueError(
+            f"ground truth has class indices {low}..{high}, the model has classes "
+            f"0..{num_classes - 1}: set MODEL.DETR.NUM_CLASSES to the data's"
+        )
+    corners = torch.cat([image.gt_boxes.tensor for image in instances]).to(dtype)
+    sizes = torch.tensor([image.image_size[::-1] for image in instances])
+    frames = sizes.repeat(1, 2).repeat_interleave(torch.tensor(counts), dim=0)
+    boxes = box_xyxy_to_cxcywh(corners) / frames.to(corners)
+    return [
+        {"labels": image_labels, "boxes": image_boxes}
+        for image_labels, image_boxes in zip(
+            labels.to(device).split(counts), boxes.to(device).split(counts), strict=True
+        )
+    ]

@@ -42,7 +42,8 @@ class TransformerLayer(nn.Module):
         return self.dropout(self.self_attn(query, query, x, mask))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x)))))
+        hidden = F.relu(self.linear1(x), inplace=True)  # nothing else needs what is overwritten
+        return self.dropout(self.linear2(self.dropout(hidden)))
 
 
 class EncoderLayer(TransformerLayer):
