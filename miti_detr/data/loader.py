@@ -86,10 +86,11 @@ def build_train_loader(
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, mapper: Mapper | None = None
 ) -> DataLoader[Any]:
-    """Batches of this process' share of a data set, in order.
+    """Batches of this process' share of a data set; in order, or grouped by shape.
 
     Args:
-        cfg: ``TEST.IMS_PER_BATCH`` images in each batch.
+        cfg: ``TEST.IMS_PER_BATCH`` images in each batch. With more than one, images of like shape
+            come together, to save padding; where records have no size, they stay in order.
         dataset_name: a registered data set.
         mapper: None: :class:`DetrDatasetMapper` for inference.
 
@@ -97,6 +98,8 @@ def build_test_loader(
         A loader of lists of what the mapper returns; the last one may be shorter.
     """
     dicts = _load_dicts(cfg, [dataset_name])
+    if cfg.TEST.IMS_PER_BATCH > 1:
+        dicts = sorted(dicts, key=_shape)
     mapper = DetrDatasetMapper(cfg, is_train=False) if mapper is None else mapper
     return DataLoader(
         MapDataset(DatasetFromList(dicts, copy=False), mapper),
@@ -168,6 +171,12 @@ def _aspect_groups(dicts: list[dict[str, Any]]) -> list[int]:
                 "add them, or set DATALOADER.ASPECT_RATIO_GROUPING False"
             )
     return [0 if record["width"] > record["height"] else 1 for record in dicts]
+
+
+def _shape(record: dict[str, Any]) -> tuple[float, float]:
+    """Sort key: aspect ratio, which decides the shape of a resized image, then size."""
+    width, height = record.get("width", 0), record.get("height", 0)
+    return width / max(height, 1), height
 
 
 def _loader_arguments(cfg: CfgNode) -> dict[str, Any]:

@@ -221,3 +221,22 @@ def test_test_loader_divides_the_images_among_processes(cfg: CfgNode, monkeypatc
         loader = build_test_loader(cfg, "pets", mapper=lambda d: d["image_id"])
         ids.append([i for batch in loader for i in batch])
     assert ids == [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11]]
+
+
+def test_test_loader_groups_like_shapes(cfg: CfgNode, monkeypatch) -> None:
+    """Portraits, squares, landscapes; each image once in all processes together."""
+    sizes = [(30, 20), (20, 30), (20, 20), (60, 40), (40, 60), (20, 20), (33, 20)]
+    records = [
+        {"file_name": str(i), "image_id": i, "width": width, "height": height}
+        for i, (width, height) in enumerate(sizes)
+    ]
+    DatasetCatalog.register("mixed", lambda: records)
+    cfg.TEST.IMS_PER_BATCH = 2
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    batches = []
+    for rank in (0, 1):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        batches += list(build_test_loader(cfg, "mixed", mapper=lambda d: d["image_id"]))
+    assert batches == [[1, 4], [2, 5], [0, 3], [6]]
+    cfg.TEST.IMS_PER_BATCH = 1
+    assert list(build_test_loader(cfg, "mixed", mapper=lambda d: d["image_id"])) == [[4], [5], [6]]
