@@ -152,6 +152,7 @@ def replay(path: str | os.PathLike[str]) -> ReplayReport:
     add_miti_detr_config(cfg)
     cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
     resolve_device(cfg)
+    cfg.MODEL.COMPILE = False  # to look into every module
     model = build_model(cfg)
     model.load_state_dict(content["model"])
     model.train()

@@ -38,8 +38,10 @@ def load_config(
         ValueError: there is neither a config file nor a recorded config, or a key or its value is
             not possible.
     """
-    # Mixed precision belongs to the training; asked for here, it would be refused on a CPU.
-    options = ["MODEL.WEIGHTS", weights, "SOLVER.AMP.ENABLED", "False", *overrides]
+    # These belong to the training: a GPU's precision would be refused on a CPU, and images of every
+    # size would be compiled for. Overrides may still ask for them.
+    training = ("SOLVER.AMP.ENABLED", "False", "MODEL.COMPILE", "False")
+    options = ["MODEL.WEIGHTS", weights, *training, *overrides]
     if config_file is not None:
         cfg = setup_config(config_file, options)
     else:

@@ -20,7 +20,6 @@ def feature_padding_mask(
     *,
     stride: int,
     rule: str,
-    device: torch.device | None = None,
 ) -> Tensor:
     """Padding mask on the feature grid of a batch.
 
@@ -34,10 +33,9 @@ def feature_padding_mask(
         stride: pixels per feature cell.
         rule: ``ceil``: an image of s pixels covers ceil(s / stride) cells (Detectron2 wrapper of
             DETR). ``nearest``: the pixel mask is resized by nearest neighbour (main repository).
-        device: where the mask is made.
 
     Returns:
-        (N, h, w) bool, True = padding.
+        (N, h, w) bool, True = padding; on the CPU.
 
     Raises:
         ValueError: if ``rule`` is not one of :data:`PADDING_MASK_RULES`.
@@ -50,7 +48,7 @@ def feature_padding_mask(
         )
         for axis in (0, 1)
     ]
-    return (axes[0][:, :, None] | axes[1][:, None, :]).to(device)
+    return axes[0][:, :, None] | axes[1][:, None, :]
 
 
 def _axis_padding(lengths: list[int], padded: int, cells: int, stride: int, rule: str) -> Tensor:

@@ -48,12 +48,12 @@ class SinePositionEncoding(nn.Module):
         """Encode.
 
         Args:
-            mask: (N, h, w) bool, True = padding.
+            mask: (N, h, w) bool, True = padding; on any device.
 
         Returns:
             (N, 2F, h, w) float32.
         """
-        valid = (~mask).to(torch.float32)
+        valid = (~mask).to(self.wavelengths.device, torch.float32)
         y, x = valid.cumsum(1), valid.cumsum(2)
         if self.normalize:
             eps, scale = 1e-6, 2 * math.pi

@@ -85,7 +85,8 @@ class MaskedBackbone(nn.Module):
             images: (N, 3, H, W) normalised, with the un-padded sizes.
 
         Returns:
-            Feature (N, num_channels, h, w) and padding mask (N, h, w), True = padding.
+            Feature (N, num_channels, h, w), and padding mask (N, h, w), True = padding. The mask is
+            on the host, which then need not wait for the device to learn whether there is padding.
         """
         tensor = images.tensor
         if self.fast_conv:
@@ -97,7 +98,6 @@ class MaskedBackbone(nn.Module):
             feature.shape[-2:],
             stride=self.stride,
             rule=self.padding_mask,
-            device=feature.device,
         )
         return feature, mask
 

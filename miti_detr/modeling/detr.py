@@ -5,6 +5,7 @@ classes.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,12 +20,32 @@ from miti_detr.checkpoint.pixels import Pixels, expected_pixels, warn_if_pixels_
 from miti_detr.layers import MLP, build_position_encoding
 
 from .backbone import MaskedBackbone
+from .compilation import require_compiler
 from .criterion import SetCriterion
 from .heads import SetPrediction, predict_set
 from .matcher import HungarianMatcher
 from .postprocess import detections
+from .recompute import recompute_activations
 from .targets import targets_from_instances
 from .transformer import LayerResidual, ResidualTransformer, build_transformer
+
+
+def inference_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Precision of evaluation and prediction by ``TEST.AMP``; None: that of the weights.
+
+    Raises:
+        ValueError: for a precision that is unknown, or that the device does not have.
+    """
+    amp = cfg.TEST.AMP
+    if amp.PRECISION not in ("float16", "bfloat16"):
+        raise ValueError(f"TEST.AMP.PRECISION is {amp.PRECISION!r}; use float16 or bfloat16")
+    if not amp.ENABLED:
+        return None
+    if amp.PRECISION == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        raise ValueError(
+            "TEST.AMP.PRECISION is 'float16', which needs a GPU; on a CPU set it to bfloat16"
+        )
+    return getattr(torch, amp.PRECISION)
 
 
 @META_ARCH_REGISTRY.register()
@@ -52,6 +73,9 @@ class MitiDetr(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_bucket: int = 0,
+        inference_dtype: torch.dtype | None = None,
+        activation_checkpoint: bool = False,
+        compiled: bool = False,
         variant: dict[str, Any] | None = None,
         weights_residual: str = "",
     ) -> None:
@@ -67,6 +91,9 @@ class MitiDetr(nn.Module):
             pixel_mean: per channel, in the units and channel order of the input images.
             pixel_std: per channel, likewise.
             size_bucket: pad batches to a multiple of this many pixels; 0: no more than needed.
+            inference_dtype: precision of autocast in evaluation mode; None: as the caller has it.
+            activation_checkpoint: see :func:`~miti_detr.modeling.recompute.recompute_activations`.
+            compiled: run backbone and transformer by ``torch.compile``; state-dict keys stay.
             variant: what a checkpoint should say about the function that the weights are for; None:
                 what the parts say.
             weights_residual: the layer residual that files without such a record were trained with.
@@ -83,6 +110,12 @@ class MitiDetr(nn.Module):
         self.criterion = criterion
         self.num_classes = num_classes
         self.size_bucket = size_bucket
+        self.inference_dtype = inference_dtype
+        if activation_checkpoint:
+            recompute_activations(self)
+        if compiled:
+            self.backbone.body.compile()
+            self.transformer.compile()
         self.variant = self._own_variant() if variant is None else variant
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -102,6 +135,8 @@ class MitiDetr(nn.Module):
                 "MODEL.MASK_ON and MODEL.DETR.FROZEN_WEIGHTS belong to mask prediction, which "
                 "MitiDetr does not have: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
             )
+        if cfg.MODEL.COMPILE:
+            require_compiler(cfg.MODEL.DEVICE)
         warn_if_pixels_differ(
             cfg.MODEL.WEIGHTS,
             expected_pixels(cfg.MODEL.WEIGHTS),
@@ -136,6 +171,9 @@ class MitiDetr(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_bucket": detr.SIZE_BUCKETS,
+            "inference_dtype": inference_dtype(cfg),
+            "activation_checkpoint": detr.ACTIVATION_CHECKPOINT,
+            "compiled": cfg.MODEL.COMPILE,
             "variant": {
                 "layer_residual": detr.LAYER_RESIDUAL,
                 "layer_residual_in": detr.LAYER_RESIDUAL_IN,
@@ -214,10 +252,12 @@ class MitiDetr(nn.Module):
             clipped, empty ones dropped), ``scores``, ``pred_classes``.
         """
         images = self.preprocess_image(batched_inputs)
-        states = self.decode(*self.encode_image(images))
+        with self._precision():
+            states = self.decode(*self.encode_image(images))
+            prediction = self.apply_heads(states if self.training else states[-1:])
         if self.training:
-            return self.losses(self.apply_heads(states), batched_inputs)
-        return self.inference(self.apply_heads(states[-1:]), batched_inputs, images.image_sizes)
+            return self.losses(prediction, batched_inputs)
+        return self.inference(prediction, batched_inputs, images.image_sizes)
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> SetPrediction:
         """Raw output of every decoder layer for the inputs that :meth:`forward` takes.
@@ -229,7 +269,14 @@ class MitiDetr(nn.Module):
             un-padded image).
         """
         images = self.preprocess_image(batched_inputs)
-        return self.apply_heads(self.decode(*self.encode_image(images)))
+        with self._precision():
+            return self.apply_heads(self.decode(*self.encode_image(images)))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Autocast in evaluation mode, if it is asked for."""
+        if self.training or self.inference_dtype is None:
+            return nullcontext()  # and not a disabled autocast, which would end that of a caller
+        return torch.autocast(self.device.type, self.inference_dtype)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise, then pad with zeros at the bottom and right: (N, 3, H, W).
@@ -254,7 +301,7 @@ class MitiDetr(nn.Module):
         """Feature, padding mask and position encoding of a batch.
 
         Returns:
-            (N, C, h, w); (N, h, w) bool, True = padding; (N, C, h, w).
+            (N, C, h, w); (N, h, w) bool, True = padding, on the host; (N, C, h, w).
         """
         feature, mask = self.backbone(images)
         source = self.input_proj(feature)
@@ -262,7 +309,8 @@ class MitiDetr(nn.Module):
 
     def decode(self, source: Tensor, mask: Tensor, position: Tensor) -> Tensor:
         """Decoder states (L, N, Q, C) of the object queries."""
-        states, _ = self.transformer(source, mask, self.query_embed.weight, position)
+        padding = mask.to(source.device) if mask.any() else None
+        states, _ = self.transformer(source, padding, self.query_embed.weight, position)
         return states
 
     def apply_heads(self, states: Tensor) -> SetPrediction:

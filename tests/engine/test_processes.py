@@ -24,13 +24,15 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("fpn", [False, True])
 def test_backbone_with_idle_parts_trains_in_several_processes(
-    fpn: bool, monkeypatch: pytest.MonkeyPatch
+    fpn: bool, recomputed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Levels of a feature pyramid that are not used have no gradient: torch must be told."""
     overrides = FPN_KEYS if fpn else ()
-    model = build_model(tiny_config("MODEL.RESNETS.NORM", "FrozenBN", *overrides))
+    switch = ("MODEL.DETR.ACTIVATION_CHECKPOINT", recomputed)
+    model = build_model(tiny_config("MODEL.RESNETS.NORM", "FrozenBN", *overrides, *switch))
     inputs = [training_input((48, 64), [[4, 5, 20, 30]], [1])]
     wrapped = wrap_for_processes(model)
     monkeypatch.setattr(comm, "get_world_size", lambda: 1)  # there is nobody to ask for boxes
@@ -39,3 +41,19 @@ def test_backbone_with_idle_parts_trains_in_several_processes(
         assert isinstance(total, torch.Tensor)
         total.backward()
     assert wrapped.find_unused_parameters == fpn
+
+
+@pytest.mark.usefixtures("group")
+def test_a_compiled_model_trains_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With recomputed layers, too; without generating code."""
+    overrides = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.DETR.ACTIVATION_CHECKPOINT", True)
+    model = build_model(tiny_config(*overrides))
+    for part in (model.backbone.body, model.transformer):
+        part.compile(backend="aot_eager")
+    wrapped = wrap_for_processes(model)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 1)  # there is nobody to ask for boxes
+    losses = wrapped([training_input((48, 64), [[4, 5, 20, 30]], [1])])
+    total = sum(losses.values())
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    assert model.transformer.encoder.layers[0].linear1.weight.grad is not None

@@ -10,7 +10,6 @@ from miti_detr.modeling.transformer import (
     LayerResidual,
     ResidualTransformer,
 )
-from miti_detr.modeling.transformer.stack import attention_mask
 from tests.fill import filled
 from tests.helpers import load_golden
 
@@ -205,13 +204,6 @@ def test_padded_tokens_and_query_order_do_not_matter():
     order = torch.tensor([3, 1, 4, 0, 2])
     permuted, _ = model(grid, mask, embed[order], pos)
     torch.testing.assert_close(permuted, states[:, :, order], rtol=0, atol=1e-5)
-
-
-def test_mask_is_left_out_where_nothing_is_padded():
-    mask = torch.zeros(2, 3, 4, dtype=torch.bool)
-    assert attention_mask(mask) is None
-    mask[1, 0, 0] = True
-    assert attention_mask(mask).shape == (2, 1, 1, 12)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ three is DETR, for a warm start from DETR's weights.
 three fit each other.
 """
 
+import torch
 from torch import Tensor, nn
 
 LAYER_RESIDUALS = ("none", "before_norm", "after_norm")
@@ -69,8 +70,11 @@ class LayerResidual(nn.Module):
 
     Attributes:
         placement: one of :data:`LAYER_RESIDUALS`.
-        strength: factor of the joined input, in [0, 1].
     """
+
+    # The strength as a tensor on the host, None for 1. Not a number: a compiled layer would be
+    # compiled anew for each value of it.
+    _factor: Tensor | None = None
 
     def __init__(self, placement: str = "none") -> None:
         """Choose the placement.
@@ -85,7 +89,16 @@ class LayerResidual(nn.Module):
                 "(config key MODEL.DETR.LAYER_RESIDUAL)"
             )
         self.placement = placement
-        self.strength = 1.0
+
+    @property
+    def strength(self) -> float:
+        """Factor of the joined input, in [0, 1]."""
+        return 1.0 if self._factor is None else self._factor.item()
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        factor = None if strength == 1 else torch.tensor(strength, dtype=torch.float64)
+        self._factor = factor
 
     def close_post_norm(self, x: Tensor, total: Tensor, last_norm: nn.Module) -> Tensor:
         """Output of a post-norm layer.
@@ -120,4 +133,4 @@ class LayerResidual(nn.Module):
         return self.placement
 
     def _scaled(self, path: Tensor) -> Tensor:
-        return path if self.strength == 1.0 else self.strength * path
+        return path if self._factor is None else self._factor * path

@@ -157,13 +157,13 @@ class ResidualTransformer(nn.Module):
         }
 
     def forward(
-        self, src: Tensor, mask: Tensor, query_embed: Tensor, pos: Tensor
+        self, src: Tensor, mask: Tensor | None, query_embed: Tensor, pos: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Encode the features and decode the queries.
 
         Args:
             src: projected features (N, C, h, w).
-            mask: (N, h, w) bool, True = padding.
+            mask: (N, h, w) bool, True = padding; ``None`` if nothing is padded, which is faster.
             query_embed: (Q, C).
             pos: position encoding (N, C, h, w).
 
@@ -171,7 +171,7 @@ class ResidualTransformer(nn.Module):
             Decoder states (L, N, Q, C), each after the decoder's final norm, and the encoder
             output ("memory", (N, C, h, w)).
         """
-        attend = attention_mask(mask)
+        attend = None if mask is None else ~mask.flatten(1)[:, None, None, :]  # (N, 1, 1, n)
         pos = _tokens(pos)
         memory = self.encoder(_tokens(src), pos, attend)
         query_pos = query_embed.expand(len(src), -1, -1)
@@ -187,20 +187,6 @@ class ResidualTransformer(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-
-
-def attention_mask(padding: Tensor) -> Tensor | None:
-    """Mask that keeps attention off padded tokens.
-
-    Args:
-        padding: (N, h, w) bool, True = padding.
-
-    Returns:
-        (N, 1, 1, h w) bool, True = may attend; ``None`` if nothing is padded, which is faster.
-    """
-    if not padding.any():
-        return None
-    return ~padding.flatten(1)[:, None, None, :]
 
 
 def _tokens(grid: Tensor) -> Tensor:
