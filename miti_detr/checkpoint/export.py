@@ -53,6 +53,8 @@ def convert_file(
     """
     if to not in FORMATS:
         raise ValueError(f"format {to!r} is not one of {', '.join(FORMATS)}")
+    if to != "hf" and os.path.isdir(target):
+        raise CheckpointError(f"{target}: a folder; give the name of a file to write")
     checkpoint = read_checkpoint(source, trust=trust)
     by_coco_id = to == "detr" and num_classes == NO_OBJECT_ID
     try:

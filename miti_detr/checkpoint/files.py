@@ -7,7 +7,9 @@ import os
 import pathlib
 import pickle
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
@@ -39,6 +41,7 @@ _FOREIGN = {
 _DAMAGE = (
     pickle.UnpicklingError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     ImportError,
@@ -46,9 +49,12 @@ _DAMAGE = (
     MemoryError,  # damaged lengths
     OSError,
     RuntimeError,
+    SystemError,
     TypeError,
     ValueError,
+    struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 # What pickled arrays are made of, under the module names of NumPy 1 and 2.
 _ARRAY_GLOBALS: dict[tuple[str, str], Any] = {

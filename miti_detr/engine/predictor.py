@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from miti_detr.checkpoint import MitiDetrCheckpointer, read_checkpoint
+from miti_detr.checkpoint.files import TRUST_KEY
 from miti_detr.checkpoint.variant import RECORD_KEY
 
 from .setup import setup_config
@@ -47,14 +48,16 @@ def load_config(
     else:
         with tempfile.TemporaryDirectory() as folder:
             recorded = Path(folder) / "config.yaml"
-            recorded.write_text(_recorded_config(weights), encoding="utf-8")
+            trusted = dict(zip(options[::2], options[1::2], strict=False)).get(TRUST_KEY) == "True"
+            recorded.write_text(_recorded_config(weights, trusted), encoding="utf-8")
             cfg = setup_config(str(recorded), options)
     cfg.freeze()
     return cfg
 
 
-def _recorded_config(weights: str) -> str:
-    record = read_checkpoint(PathManager.get_local_path(weights)).get(RECORD_KEY)
+def _recorded_config(weights: str, trusted: bool) -> str:
+    checkpoint = read_checkpoint(PathManager.get_local_path(weights), trust=trusted)
+    record = checkpoint.get(RECORD_KEY)
     if not isinstance(record, dict) or not record.get("config"):
         raise ValueError(f"{weights} records no config; name its YAML file with --config-file")
     return record["config"]

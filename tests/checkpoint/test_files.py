@@ -4,7 +4,9 @@ import os
 import pathlib
 import pickle
 import random
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 
 import numpy as np
@@ -140,6 +142,28 @@ def test_damaged_bytes_never_raise_anything_else(kind, tmp_path):
             errors.append(str(error))
     assert errors
     assert not any("\n" in text for text in errors)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AssertionError("storage key not found"),  # torch, of legacy files
+        struct.error("unpack requires a buffer of 4 bytes"),  # the same
+        SystemError("error return without exception set"),  # NumPy, of pickles
+        zlib.error("invalid block type"),  # zipfile
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_rare_errors_of_the_readers_mean_damage(error, tmp_path, monkeypatch):
+    """They come from some files in thousands with random bytes."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    torch.save(WEIGHTS, tmp_path / "w.pth")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(CheckpointError, match="damaged or cut off while it was written"):
+        read_checkpoint(str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize("name", ["weights.pkl", "weights.pth", "pytorch_model.bin"])

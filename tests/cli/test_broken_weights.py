@@ -25,8 +25,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, (write, _) in BROKEN.items():
         write(folder / name)
     Image.new("RGB", (32, 32)).save(folder / "photo.png")
-    with small_shapes(tmp_path_factory.mktemp("data")), kept_loggers():
+    with small_shapes(tmp_path_factory.mktemp("data")):
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def restored_loggers() -> Iterator[None]:
+    """Those of one run would write into the captured output of the last."""
+    with kept_loggers():
+        yield
 
 
 def one_line(text: str, path: Path) -> None:
@@ -53,6 +60,15 @@ def test_predict(
     words = ["--weights", str(files / name), "--output", str(tmp_path), "MODEL.DEVICE", "cpu"]
     assert main(["predict", str(files / "photo.png"), *config, *words]) == 1
     one_line(capsys.readouterr().err, files / name)
+
+
+def test_predict_trusts_a_file_if_told(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the config comes from the file: what is in it is then what counts."""
+    words = ["--weights", str(files / "module.pth"), "--output", str(tmp_path)]
+    assert main(["predict", str(files / "photo.png"), *words, "MODEL.TRUST_WEIGHTS", "True"]) == 1
+    assert "it holds a Linear, not weights by name" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("eval_only", [True, False])

@@ -79,6 +79,11 @@ def test_huggingface_needs_what_the_file_does_not_say(folder, tmp_path, capsys):
         assert ('set "dilation": true there' in capsys.readouterr().out) == said
 
 
+def test_a_folder_is_no_file_to_write(folder, tmp_path, capsys):
+    assert convert(folder / "detr.pth", tmp_path, "--to", "ours") == 1
+    assert f"{tmp_path}: a folder; give the name of a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
