@@ -3,7 +3,8 @@
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
+from PIL import Image
 from tabulate import tabulate
 
 from .annotations import (
@@ -27,6 +29,9 @@ from .coco_format import check_bad_annotations_key, prepare_files
 logger = logging.getLogger(__name__)
 
 _MAX_LISTED = 10
+# Images of a data set whose header is read; of a larger one a sample, evenly spread
+_MAX_OPENED = 5000
+_EXIF_ORIENTATION = 0x0112
 
 
 def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
@@ -35,7 +40,8 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     Every process calls this; the main one looks at the data, and all of them raise what it found.
     What is checked:
 
-    - the data sets are registered, their JSON files can be read, and their image files exist;
+    - the data sets are registered, their JSON files can be read, and their image files exist, are
+      images, and have the size that is given for them;
     - annotations: see :data:`miti_detr.data.annotations.FAULTS`. ``DATASETS.BAD_ANNOTATIONS`` says
       whether faulty ones stop the run (``error``) or are dropped (``drop``: the counts are logged);
     - all data sets have the same classes, as many as ``MODEL.DETR.NUM_CLASSES``;
@@ -105,15 +111,16 @@ def _read(cfg: CfgNode, name: str, *, trained: bool, tested: bool) -> _DataSet |
     if metadata.get("evaluator_type") == "coco" and metadata.get("json_file") is not None:
         json_file, content = metadata.json_file, read_coco_json(metadata.json_file)
         _check_fields(json_file, content, trained=trained, tested=tested)
-        files = (os.path.join(metadata.image_root, i["file_name"]) for i in content["images"])
-        _check_images(json_file, files)
+        root = metadata.image_root
+        images = [{**i, "file_name": os.path.join(root, i["file_name"])} for i in content["images"]]
+        _check_images(json_file, images)
         categories = sorted(content["categories"], key=lambda c: c["id"])
         names, ids = (tuple(c[key] for c in categories) for key in ("name", "id"))
         return _DataSet(name, annotations_of_coco(content, json_file), names, ids)
     dicts = DatasetCatalog.get(name)
     if not isinstance(dicts, list):
         return None
-    _check_images(f"data set {name}", (d["file_name"] for d in dicts if "file_name" in d))
+    _check_images(f"data set {name}", [d for d in dicts if "file_name" in d])
     names = tuple(metadata.get("thing_classes", ()))
     num_classes = len(names) or cfg.MODEL.DETR.NUM_CLASSES
     annotations = annotations_of_dicts(dicts, f"data set {name}", num_classes)
@@ -136,20 +143,47 @@ def _check_fields(json_file: str, content: dict[str, Any], *, trained: bool, tes
             )
 
 
-def _check_images(source: str, files: Iterable[str]) -> None:
-    """Check that image files exist, by one listing per folder."""
+def _check_images(source: str, images: Sequence[Mapping[str, Any]]) -> None:
+    """Check that image files exist, by one listing per folder, and then their sizes."""
+    local = [i for i in images if "://" not in i["file_name"]]  # others: Detectron2's PathManager
     names_of: dict[str, list[str]] = defaultdict(list)
-    for file in files:
-        if "://" not in file:  # a remote file of Detectron2's PathManager
-            folder, name = os.path.split(file)
-            names_of[folder].append(name)
+    for image in local:
+        folder, name = os.path.split(image["file_name"])
+        names_of[folder].append(name)
     missing: list[str] = []
     for folder, names in names_of.items():
         present = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
         missing += [os.path.join(folder, name) for name in names if name not in present]
     if missing:
-        more = f" and {len(missing) - 1} more images" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{source} names images that do not exist: {missing[0]}{more}")
+        raise FileNotFoundError(f"{source} names images that do not exist: {_first(missing)}")
+    sample = local[:: -(-len(local) // _MAX_OPENED) or 1]
+    with ThreadPoolExecutor(8) as pool:  # waits for the disk, mostly
+        faults = [fault for fault in pool.map(_image_fault, sample) if fault]
+    if faults:
+        raise ValueError(f"{source}: {_first(faults)}")
+
+
+def _image_fault(image: Mapping[str, Any]) -> str:
+    """What the header of an image file shows to be wrong, or ""; as Detectron2 will read it."""
+    file = image["file_name"]
+    try:
+        with Image.open(file) as opened:
+            size = opened.size
+            # Asked for what it does not have, a PNG would decode its pixels.
+            exif = opened.getexif() if "exif" in opened.info else {}
+    except Exception as error:  # which ones depends on the decoder
+        return f"the image {file} cannot be read ({error})"
+    width, height = reversed(size) if exif.get(_EXIF_ORIENTATION, 1) > 4 else size
+    given = image.get("width", width), image.get("height", height)
+    if given == (width, height):
+        return ""
+    return (
+        f"the image {file} is {width} x {height} pixels, not {given[0]} x {given[1]}: correct one"
+    )
+
+
+def _first(items: list[str]) -> str:
+    return items[0] + (f" and {len(items) - 1} more images" if len(items) > 1 else "")
 
 
 def _check_faults(cfg: CfgNode, annotations: Annotations) -> None:

@@ -9,8 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from PIL import Image
 
-from miti_detr.data import check_datasets, register_coco_format
+from miti_detr.data import DetrDatasetMapper, check_datasets, register_coco_format
 
 from .helpers import annotation, coco_content, make_cfg, write_coco
 
@@ -163,6 +164,32 @@ def test_missing_images(tmp_path: Path, mode: str) -> None:
     (tmp_path / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"2\.png and 1 more"):
         check_datasets(cfg)
+
+
+@pytest.mark.parametrize("mode", ["error", "drop"])
+def test_images_of_another_size_and_no_images(tmp_path: Path, mode: str) -> None:
+    """Detectron2 would stop at them in the middle of the training."""
+    cfg = _register(tmp_path, coco_content([], ((4, 6), (5, 5))), "DATASETS.BAD_ANNOTATIONS", mode)
+    Image.new("RGB", (6, 4)).save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png is 6 x 4 pixels, not 4 x 6: correct one$"):
+        check_datasets(cfg)
+    (tmp_path / "2.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"1\.png is 6 x 4 .* and 1 more images$"):
+        check_datasets(cfg)
+    Image.new("RGB", (4, 6)).save(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"truth.json: the image \S*2\.png cannot be read \("):
+        check_datasets(cfg)
+
+
+def test_size_of_an_image_is_the_one_after_its_rotation(tmp_path: Path) -> None:
+    """Orientation 6 turns 6 x 4 upright to 4 x 6, as Detectron2's loader does."""
+    cfg = _register(tmp_path, coco_content([], ((4, 6),)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "1.png", exif=exif)
+    check_datasets(cfg)
+    image = DetrDatasetMapper(cfg, is_train=False)(DatasetCatalog.get("pets")[0])["image"]
+    assert image.shape[1] > image.shape[2]
 
 
 def test_relative_boxes(tmp_path: Path) -> None:
