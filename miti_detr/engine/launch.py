@@ -4,6 +4,7 @@ A user's error ends as one clear line, and Ctrl-C with the command that goes on.
 """
 
 import argparse
+import functools
 import logging
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import launch
 from detectron2.utils.file_io import PathManager
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from miti_detr.checkpoint.errors import CheckpointError
 from miti_detr.data import check_datasets
@@ -27,7 +28,6 @@ from .setup import setup_config, setup_run_logger
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit code after SIGINT, by the convention of shells
-_EXPECTED_ERRORS = (CheckpointError, NonFiniteError)
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
@@ -51,15 +51,11 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         output_dir = cfg.OUTPUT_DIR
         if torch.device(cfg.MODEL.DEVICE).type == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else new processes talk through NCCL
-        launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
-    except _EXPECTED_ERRORS as error:
+        several = args.num_gpus * args.num_machines > 1
+        work = functools.partial(_one_of_several, main) if several else main
+        launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
+    except (CheckpointError, NonFiniteError) as error:
         sys.stderr.write(f"error: {error}\n")
-        return 1
-    except ProcessRaisedException as error:  # its text ends as the traceback in the process
-        name, _, text = str(error).strip().rpartition("\n")[2].partition(": ")
-        if name not in [f"{kind.__module__}.{kind.__qualname__}" for kind in _EXPECTED_ERRORS]:
-            raise
-        sys.stderr.write(f"error: {text}\n")
         return 1
     except KeyboardInterrupt:
         stop_processes()
@@ -69,6 +65,15 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         sys.stderr.write(f"error: {error}\n")
         return max(error.exit_code, 1)
     return 0
+
+
+def _one_of_several(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
+    """The work of a started process: its errors of the user end it with one message."""
+    try:
+        return main(args)
+    except (CheckpointError, NonFiniteError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
 
 
 def check_run(args: argparse.Namespace) -> CfgNode:
@@ -88,6 +93,8 @@ def check_run(args: argparse.Namespace) -> CfgNode:
     resumed = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if not resumed:
         _check_weights(cfg, needed=args.eval_only)
+    _check_output_dir(cfg.OUTPUT_DIR)
+    setup_run_logger(cfg.OUTPUT_DIR)  # what is said of the data belongs into the log of the run
     check_datasets(cfg, eval_only=args.eval_only)
     return cfg
 
@@ -98,6 +105,17 @@ def _check_weights(cfg: CfgNode, *, needed: bool) -> None:
         raise ValueError("MODEL.WEIGHTS is empty: there is nothing to evaluate")
     if weights and "://" not in weights and not PathManager.exists(weights):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no {weights}")
+
+
+def _check_output_dir(folder: str) -> None:
+    if "://" in folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"OUTPUT_DIR cannot be made: {error}") from error
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"OUTPUT_DIR {folder} is not writable")
 
 
 def stop_processes(patience: float = 5.0) -> None:

@@ -19,6 +19,8 @@ from detectron2.utils.logger import setup_logger
 import miti_detr
 from miti_detr.config import add_miti_detr_config
 from miti_detr.data import register_coco_format
+from miti_detr.layers import PADDING_MASK_RULES
+from miti_detr.modeling.transformer import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
         "WarmupCosineLR",
         "WarmupStepWithFixedGammaLR",
     ),
+    "MODEL.DETR.LAYER_RESIDUAL": LAYER_RESIDUALS,
+    "MODEL.DETR.LAYER_RESIDUAL_IN": LAYER_RESIDUAL_STACKS,
+    "MODEL.DETR.PADDING_MASK": PADDING_MASK_RULES,
+    "MODEL.DETR.POSITION_EMBEDDING": ("sine", "learned"),
 }
 _AT_LEAST: dict[str, int] = {
     "SOLVER.MAX_ITER": 1,
@@ -44,6 +50,8 @@ _AT_LEAST: dict[str, int] = {
     "SOLVER.EPOCHS": 0,
     "TEST.EVAL_PERIOD": 0,
     "MODEL.DETR.RESIDUAL_RAMP_ITERS": 0,
+    "MODEL.DETR.NUM_OBJECT_QUERIES": 1,
+    "MODEL.DETR.NHEADS": 1,
 }
 
 
@@ -128,6 +136,11 @@ def check_config(cfg: CfgNode, *, world_size: int = 1) -> None:
     for key, minimum in _AT_LEAST.items():
         if not (value := _get(cfg, key)) >= minimum:
             raise ValueError(f"{key} is {value}; it must be at least {minimum}")
+    width, heads = cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.NHEADS
+    if width % heads:
+        raise ValueError(
+            f"MODEL.DETR.HIDDEN_DIM {width} is not divisible by MODEL.DETR.NHEADS {heads}"
+        )
     scaled = cfg.SOLVER.REFERENCE_WORLD_SIZE > 0  # Detectron2 will fit the batch to the processes
     if cfg.SOLVER.IMS_PER_BATCH % world_size and not scaled:
         raise ValueError(
