@@ -119,7 +119,10 @@ class Predictor:
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"image {index} has shape {image.shape}; needed: (H, W, 3)")
         height, width = image.shape[:2]
-        resized = self.resize.get_transform(image).apply_image(image)
+        transform = self.resize.get_transform(image)
+        if isinstance(transform, T.ResizeTransform):  # of a very thin image a side becomes 0
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        resized = transform.apply_image(image)
         # A copy in (3, H, W) order: a view would be channels_last, which convolutions treat apart.
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width}

@@ -69,11 +69,18 @@ def test_a_batch_agrees_with_the_model(weights: Path) -> None:
         assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
 
     item = predictor._prepare(0, images[1])
-    assert tuple(item["image"].shape) == (3, 128, 58)  # longest side 128, as in the config
+    longest = cfg.INPUT.MAX_SIZE_TEST
+    assert tuple(item["image"].shape) == (3, longest, int(longest * 90 / 200 + 0.5))
     assert item["image"].is_contiguous()
     with torch.no_grad():
         alone = predictor.model([item])[0]["instances"]
     assert_close(alone.scores, predictor([images[1]])[0].scores, rtol=0, atol=0)
+
+
+def test_a_line_of_pixels_is_an_image(weights: Path) -> None:
+    """Its shorter side rounds to 0 when it is resized."""
+    (result,) = Predictor(load_config(weights=str(weights)))([random_image(1, 3000)])
+    assert result.image_size == (1, 3000)
 
 
 def test_an_empty_batch(weights: Path) -> None:
