@@ -122,6 +122,7 @@ def test_training_that_is_done_is_not_repeated(clone: Path) -> None:
     (output / "inference").mkdir(parents=True)
     for name in ("model_final.pth", "curves.png", "inference/coco_table.txt"):
         (output / name).write_text(f"content of {name}\n")
+    os.utime(output / "model_final.pth", (1, 1))
     command = ("bash", "tools/train.sh", python, "configs/shapes/detr.yaml", "out")
     done = run(*command, cwd=clone)
     assert done.returncode == 0, done.stderr
@@ -135,6 +136,11 @@ def test_training_that_is_done_is_not_repeated(clone: Path) -> None:
     call = (clone / "calls").read_text().splitlines()[1]
     assert call.startswith("train_net.py --config-file configs/shapes/detr.yaml --resume")
     assert call.endswith("OUTPUT_DIR out SOLVER.MAX_ITER 9")
+
+    os.utime(output / "inference/coco_table.txt", (0, 0))  # stopped in the last evaluation
+    (clone / "calls").unlink()
+    assert "is trained already" not in run(*command, cwd=clone).stdout
+    assert (clone / "calls").read_text().startswith("train_net.py --config-file")
 
 
 def test_a_failed_training_fails(clone: Path) -> None:

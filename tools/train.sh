@@ -21,8 +21,9 @@ if [ ! -f "$config" ]; then
     exit 1
 fi
 
-# Overrides may ask for more training than the finished run had, so only a bare call is taken as done.
-if [ $# -eq 0 ] && [ -f "$weights" ] && [ -f "$table" ]; then
+# Overrides may ask for more training than the finished run had, so only a bare call is taken as done. A table that is
+# older than the weights is of an earlier evaluation: the run was stopped in its last one.
+if [ $# -eq 0 ] && [ -f "$weights" ] && [ "$table" -nt "$weights" ]; then
     say "$output is trained already; to train anew, remove that folder or name another: make train OUTPUT=..."
 else
     if [ -f "$output/last_checkpoint" ]; then
