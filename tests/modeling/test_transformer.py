@@ -184,9 +184,17 @@ def test_initialisation_is_published():
     torch.testing.assert_close(encoder[0].linear1.bias, encoder[2].linear1.bias, rtol=0, atol=0)
     assert encoder[0].linear1.bias.abs().max() > 0
     assert (encoder[0].linear1.weight - encoder[1].linear1.weight).abs().max() > 1e-3
-    assert not encoder[0].self_attn.in_proj_bias.any()
-    bound = (6 / (32 + 64)) ** 0.5
-    assert 0.95 * bound < encoder[0].linear1.weight.abs().max() <= bound
+    matrices = {  # fan-in plus fan-out; query, key and value are one matrix of 3 x 32 rows
+        "linear1.weight": 32 + 64,
+        "self_attn.in_proj_weight": 32 + 3 * 32,
+        "self_attn.out_proj.weight": 32 + 32,
+    }
+    for name, fans in matrices.items():
+        largest, bound = encoder[1].get_parameter(name).abs().max(), (6 / fans) ** 0.5
+        assert 0.95 * bound < largest <= bound
+    for attention in (encoder[0].self_attn, model.decoder.layers[0].multihead_attn):
+        assert not attention.in_proj_bias.any()
+        assert not attention.out_proj.bias.any()
     assert hasattr(model.encoder.norm, "weight")
     assert transformer().encoder.norm is None
 
