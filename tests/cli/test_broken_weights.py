@@ -12,7 +12,6 @@ from miti_detr.cli.main import main
 from miti_detr.engine import run
 from tests.checkpoint.test_files import BROKEN
 from tests.helpers import ROOT
-from tests.loggers import kept_loggers
 from tests.small_shapes import small_shapes
 
 CONFIG = str(ROOT / "configs/shapes/miti_detr.yaml")
@@ -27,13 +26,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     Image.new("RGB", (32, 32)).save(folder / "photo.png")
     with small_shapes(tmp_path_factory.mktemp("data")):
         yield folder
-
-
-@pytest.fixture(autouse=True)
-def restored_loggers() -> Iterator[None]:
-    """Those of one run would write into the captured output of the last."""
-    with kept_loggers():
-        yield
 
 
 def one_line(text: str, path: Path) -> None:

@@ -10,18 +10,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from tests.helpers import tiny_config
-from tests.loggers import kept_loggers
 from tests.small_shapes import small_shapes
 
 # What Detectron2's own solver does not know; docs/pipelines.md says so.
 STOCK_SOLVER = ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm", "SOLVER.STEPS", ())
-
-
-@pytest.fixture(autouse=True)
-def restored_loggers() -> Iterator[None]:
-    """Detectron2's trainer sets them up."""
-    with kept_loggers():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import pytest
 from miti_detr.analysis.bench.paper import paper_row
 from miti_detr.analysis.bench.spec import BenchSpec, make_weights
 from tests.helpers import ROOT
-from tests.loggers import kept_loggers
 from tests.small_shapes import small_shapes
 
 CONFIG = str(ROOT / "configs/shapes/miti_detr.yaml")
@@ -31,7 +30,7 @@ def test_the_weights_of_the_run_are_evaluated(
 ) -> None:
     make_weights(spec, str(tmp_path / "run/model_final.pth"))
     changed = BenchSpec(CONFIG, spec.overrides, precision=precision)
-    with small_shapes(tmp_path), kept_loggers():
+    with small_shapes(tmp_path):
         row = paper_row(changed)
     assert row.images == 4
     assert row.seconds is not None
@@ -46,8 +45,7 @@ def test_data_that_are_not_here_are_named(spec: BenchSpec, tmp_path: Path) -> No
     path = str(tmp_path / "other.pth")
     make_weights(spec, path)
     words = (*spec.overrides, "MODEL.WEIGHTS", path, "DATASETS.TEST", "('nowhere_val',)")
-    with kept_loggers():
-        row = paper_row(BenchSpec(CONFIG, words))
+    row = paper_row(BenchSpec(CONFIG, words))
     assert row.seconds is row.ap is None
     assert row.note.startswith("no data: ")
     assert "nowhere_val" in row.note
