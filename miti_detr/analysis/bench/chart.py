@@ -63,7 +63,7 @@ def _stacked_bars(
 
 
 def draw_growth(variable: str, points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw time and added memory against a variable, on logarithmic axes (also with a zero).
+    """Draw time and added memory against a variable, on logarithmic axes.
 
     Args:
         variable: its name.
@@ -81,10 +81,10 @@ def draw_growth(variable: str, points: Sequence[Mapping[str, Any]], path: Path) 
         memory = [added_memory(point[side]) for point in found]
         left.plot(values, seconds, "o-", color=colour, label=LABELS[side])
         right.plot(values, memory, "o-", color=colour, label=LABELS[side])
-    left.set(title="ms per step", xlabel=variable)
-    right.set(title="memory added by a step, MiB", xlabel=variable)
+    left.set(title="ms per step", yscale="log")
+    right.set(title="memory added by steps, MiB", yscale="symlog")  # which may be none
     for axis in (left, right):
-        axis.set(xscale="log" if points[0]["value"] else "symlog", yscale="log")
+        axis.set(xlabel=variable, xscale="log" if points[0]["value"] else "symlog")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     _save(figure, path)
