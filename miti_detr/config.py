@@ -22,6 +22,7 @@ def add_miti_detr_config(cfg: CN) -> None:
     _add_speed_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
+    _add_analysis_keys(cfg)
 
 
 def _add_transformer_keys(cfg: CN) -> None:
@@ -155,3 +156,14 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.TEST.IMS_PER_BATCH = 1  # images per batch of evaluation, in each process
     # Evaluate with faster-coco-eval where it is installed; the numbers are those of pycocotools
     cfg.TEST.FAST_COCO_EVAL = True
+
+
+def _add_analysis_keys(cfg: CN) -> None:
+    cfg.ANALYSIS = CN()
+    # Iterations between two measurements of rank collapse during training, logged as rank/...; 0:
+    # none. Metrics are written every 20 iterations: give a multiple of it. Read by the trainer of
+    # this project; others register miti_detr.engine.RankHook
+    cfg.ANALYSIS.RANK_PERIOD = 0
+    # Images that are measured, the same each time: of the first data set of DATASETS.TEST, or of
+    # TRAIN without one
+    cfg.ANALYSIS.RANK_IMAGES = 2

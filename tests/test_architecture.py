@@ -19,8 +19,9 @@ MAY_IMPORT = {
     "data": set(),
     "modeling": {"layers", "checkpoint"},
     "evaluation": {"data"},
-    "engine": {"layers", "modeling", "data", "evaluation", "checkpoint", "model_zoo"},
-    "analysis": {"layers", "modeling", "data", "engine", "evaluation", "checkpoint"},
+    "rank": {"layers", "modeling"},
+    "engine": {"layers", "modeling", "data", "evaluation", "checkpoint", "model_zoo", "rank"},
+    "analysis": {"layers", "modeling", "data", "engine", "evaluation", "checkpoint", "rank"},
     "cli": set(ROOMS),
 }
 

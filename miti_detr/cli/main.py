@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 # One module of this package each, with add_parser(subparsers) and run(args) -> exit status. They
 # import what is heavy inside run, so that the help comes at once.
-COMMANDS = ("predict", "curves", "detections", "convert", "replay", "bench", "doctor")
+COMMANDS = (
+    "predict",
+    "curves",
+    "detections",
+    "rank",
+    "convert",
+    "replay",
+    "bench",
+    "doctor",
+)
 
 # What bad input raises. Anything else is a fault of the program and keeps its traceback.
 EXPECTED_ERRORS = (ValueError, KeyError, OSError, ImportError)

@@ -5,11 +5,13 @@ from .hooks import ResidualRamp
 from .launch import run
 from .nonfinite import NonFiniteError, ReplayReport, replay
 from .optimizer import build_optimizer
+from .rank_hook import RankHook
 from .setup import log_version, resolve_device, setup_config, setup_run_logger
 from .trainer import Trainer
 
 __all__ = [
     "NonFiniteError",
+    "RankHook",
     "ReplayReport",
     "ResidualRamp",
     "Trainer",

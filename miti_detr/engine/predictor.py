@@ -110,12 +110,18 @@ class Predictor:
         """
         if not images:
             return []
-        inputs = [self._prepare(index, image) for index, image in enumerate(images)]
+        inputs = [self.prepare(image, index) for index, image in enumerate(images)]
         with torch.no_grad():
             outputs = self.model(inputs)
         return [output["instances"].to("cpu") for output in outputs]
 
-    def _prepare(self, index: int, image: np.ndarray) -> dict[str, Any]:
+    def prepare(self, image: np.ndarray, index: int = 0) -> dict[str, Any]:
+        """Turn one image into what the model takes.
+
+        Args:
+            image: as for :meth:`__call__`.
+            index: of the image, for the error.
+        """
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"image {index} has shape {image.shape}; needed: (H, W, 3)")
         height, width = image.shape[:2]

@@ -25,6 +25,7 @@ from miti_detr.files import write_text
 from .hooks import BestCheckpointer, ProgressBar, ResidualRamp, RunWriters, read_records
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
+from .rank_hook import RankHook
 from .seed import resolve_seed
 from .setup import resolve_schedule
 from .step import TrainStep
@@ -157,6 +158,7 @@ class Trainer(DefaultTrainer):
             ProgressBar(),
             hooks.LRScheduler(),
             ramp,
+            *([RankHook(cfg)] if cfg.ANALYSIS.RANK_PERIOD > 0 else []),
             # Before the evaluation: if that fails, there is a checkpoint.
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             evaluation,

@@ -1,5 +1,7 @@
 """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``, batch first."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +57,20 @@ class MultiHeadAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention weights for arguments of :meth:`forward`, computed anew and without dropout.
+
+        Returns:
+            (N, heads, Lq, Lk); each row sums to 1.
+        """
+        q, k = map(self._split_heads, self._project_query_key(query, key))
+        logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        if mask is not None and mask.dtype == torch.bool:
+            logits = logits.masked_fill(~mask, -torch.inf)
+        elif mask is not None:
+            logits = logits + mask
+        return logits.softmax(dim=-1)
 
     def _project_query_key(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         d_model = self.out_proj.in_features

@@ -68,7 +68,7 @@ def test_a_batch_agrees_with_the_model(weights: Path) -> None:
         assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
         assert_close(one.pred_boxes.tensor, other.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
 
-    item = predictor._prepare(0, images[1])
+    item = predictor.prepare(images[1])
     longest = cfg.INPUT.MAX_SIZE_TEST
     assert tuple(item["image"].shape) == (3, longest, int(longest * 90 / 200 + 0.5))
     assert item["image"].is_contiguous()

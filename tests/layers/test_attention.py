@@ -17,6 +17,37 @@ def test_equals_torch_multihead_attention():
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("additive", [False, True])
+def test_weights_equal_those_of_torch(additive):
+    """With a padding mask, and with an additive one; and they are what the output is made with."""
+    torch.manual_seed(0)
+    ours, theirs = MultiHeadAttention(32, 4), nn.MultiheadAttention(32, 4, batch_first=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    query, key = torch.randn(2, 5, 32), torch.randn(2, 9, 32)
+    padding = torch.zeros(2, 9, dtype=torch.bool)
+    padding[1, 6:] = True
+    bias = torch.randn(5, 9)
+    _, expected = theirs(
+        query,
+        key,
+        key,
+        key_padding_mask=None if additive else padding,
+        attn_mask=bias if additive else None,
+        average_attn_weights=False,
+    )
+    mask = bias if additive else ~padding[:, None, None]
+    weights = ours.weights(query, key, mask)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
+    value = torch.nn.functional.linear(key, ours.in_proj_weight[64:], ours.in_proj_bias[64:])
+    mixed = weights @ value.unflatten(-1, (4, 8)).transpose(1, 2)
+    torch.testing.assert_close(
+        ours.out_proj(mixed.transpose(1, 2).flatten(2)),
+        ours(query, key, key, mask),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
 def test_self_attention_shortcut_equals_separate_projections():
     torch.manual_seed(0)
     attention = MultiHeadAttention(16, 2)

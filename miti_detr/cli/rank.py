@@ -1,0 +1,102 @@
+"""``miti-detr rank``: how alike tokens become from layer to layer, in models and in theory."""
+
+import argparse
+from pathlib import Path
+
+from .arguments import positive_int, split_overrides
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "rank",
+        help="measure rank collapse, layer by layer",
+        description="Measures how far the tokens of an image, and the object queries, are from "
+        "being all the same after each transformer layer. Several models stand side by side.",
+        epilog="KEY VALUE pairs at the end override the config, such as MODEL.DEVICE cpu.",
+    )
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE|FOLDER", help="default: two images of noise")
+    add(
+        "--weights",
+        metavar="W",
+        action="append",
+        default=[],
+        help="checkpoint; again for another model",
+    )
+    add(
+        "--config-file",
+        metavar="C",
+        action="append",
+        default=[],
+        help="YAML; default: the one in the checkpoint. Without --weights: random initialisation",
+    )
+    add("--seed", type=int, default=0, help="of random initialisation (default 0)")
+    add(
+        "--theory",
+        action="store_true",
+        help="no model: the variants of the residual, and pure attention, at initialisation",
+    )
+    add("--seeds", type=positive_int, default=3, help="of --theory (default 3)")
+    add("--output", metavar="DIR", help="write rank.json and rank.png (--theory: the tables) there")
+    parser.set_defaults(func=run, overrides=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print tables, write files."""
+    return _run_theory(args) if args.theory else _run_models(args)
+
+
+def _run_models(args: argparse.Namespace) -> int:
+    from miti_detr.analysis.predictions import find_images
+    from miti_detr.analysis.rank import (
+        comparison_table,
+        draw_chart,
+        load_models,
+        model_table,
+        rank_models,
+        write_record,
+    )
+
+    words, overrides = split_overrides(args.images)
+    images = find_images(words) if words else []
+    loaded = load_models(
+        args.config_file,
+        args.weights,
+        overrides=[*overrides, *args.overrides],
+        seed=args.seed,
+    )
+    models = rank_models(loaded, images)
+    for model in models:
+        print(f"{model_table(model)}\n")
+    print(comparison_table(models))
+    if args.output:
+        folder = Path(args.output)
+        write_record(models, images, folder / "rank.json")
+        draw_chart(models, folder / "rank.png")
+        print(f"{folder / 'rank.json'}\n{folder / 'rank.png'}")
+    return 0
+
+
+def _run_theory(args: argparse.Namespace) -> int:
+    import json
+
+    from miti_detr.analysis.rank import plain
+    from miti_detr.analysis.rank_theory import theory, theory_tables
+    from miti_detr.files import write_text
+    from miti_detr.rank.theory import TheorySpec
+
+    if args.weights or args.config_file or args.images:
+        raise ValueError("--theory takes no model, images or config keys; only --seeds, --output")
+    panels, pure = theory(TheorySpec(seeds=args.seeds))
+    tables = theory_tables(panels, pure)
+    print("\n\n".join(tables))
+    if args.output:
+        folder, record = Path(args.output), {"panels": panels, "pure": pure}
+        write_text(folder / "rank_theory.txt", "\n\n".join(tables) + "\n")
+        write_text(
+            folder / "rank_theory.json",
+            json.dumps(plain(record), indent=1),
+        )
+        print(f"\n{folder / 'rank_theory.txt'}\n{folder / 'rank_theory.json'}")
+    return 0

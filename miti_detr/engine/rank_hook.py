@@ -1,0 +1,113 @@
+"""Rank collapse during training: the measures of ``miti-detr rank`` in TensorBoard and metrics."""
+
+import math
+import random
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.engine import HookBase
+from torch import nn
+
+from miti_detr.data import DetrDatasetMapper
+from miti_detr.rank import measure_rank
+
+# Of the measures those that say something by themselves, not the parts of equation (14).
+_LOGGED = (
+    "residual",
+    "residual_fro",
+    "cosine",
+    "effective_rank",
+    "stable_rank",
+    "std",
+    "entropy_self",
+    "entropy_cross",
+)
+
+
+class RankHook(HookBase):
+    """Measures the token matrices of a few fixed images every so many iterations.
+
+    At iteration i it measures the weights with which step i begins, so that iteration 0 shows the
+    start; and once more at the end of the run. Scalars are called
+    ``rank/<stack>/layer<l>/<measure>``, means of the images. Training is the same to the bit with
+    and without this hook: the model is in evaluation mode meanwhile, and random states are put
+    back.
+    """
+
+    @configurable
+    def __init__(self, *, period: int, inputs: list[dict[str, Any]]) -> None:
+        """Take the built parts; ``RankHook(cfg)`` reads ``ANALYSIS`` and takes the images.
+
+        Args:
+            period: iterations between two measurements. Detectron2 writes metrics every 20
+                iterations, and of several values in between the last one only.
+            inputs: Detectron2's dataset dicts, each a batch of its own.
+        """
+        self.period = period
+        self.inputs = inputs
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Take ``ANALYSIS.RANK_IMAGES`` images, evenly spread, as evaluation sees them.
+
+        They are of the first data set of ``DATASETS.TEST``, or of ``TRAIN`` where that is empty.
+        """
+        name = next(iter(cfg.DATASETS.TEST or cfg.DATASETS.TRAIN))
+        with _random_states_kept():
+            records = get_detection_dataset_dicts([name], filter_empty=False)
+            count = min(cfg.ANALYSIS.RANK_IMAGES, len(records))
+            chosen = np.linspace(0, len(records) - 1, count).round().astype(int).tolist()
+            mapper = DetrDatasetMapper(cfg, is_train=False)
+            inputs = [mapper(records[index]) for index in chosen]
+        return {"period": cfg.ANALYSIS.RANK_PERIOD, "inputs": [x for x in inputs if x is not None]}
+
+    def before_step(self) -> None:
+        """Measure every ``period`` iterations."""
+        if self.trainer.iter % self.period == 0:
+            self._measure()
+
+    def after_train(self) -> None:
+        """Measure the final weights of a run that has come to its end."""
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._measure()
+
+    def _measure(self) -> None:
+        model = getattr(self.trainer.model, "module", self.trainer.model)
+        totals: dict[str, list[float]] = {}
+        with _random_states_kept():
+            for item in self.inputs:
+                for name, values in self._measure_image(model, item):
+                    totals.setdefault(name, []).extend(values)
+        means = {name: statistics.fmean(values) for name, values in totals.items() if values}
+        finite = {name: value for name, value in means.items() if math.isfinite(value)}
+        self.trainer.storage.put_scalars(smoothing_hint=False, **finite)
+
+    def _measure_image(self, model: nn.Module, item: Any) -> Iterator[tuple[str, list[float]]]:
+        try:
+            stacks = measure_rank(model, [item])
+        except ValueError as error:
+            raise ValueError(
+                f"ANALYSIS.RANK_PERIOD is {self.period}, but {error}: set it to 0"
+            ) from error
+        for stack, layers in stacks.items():
+            for index, measures in enumerate(layers):
+                for key in _LOGGED:
+                    yield f"rank/{stack}/layer{index}/{key}", measures.get(key, [])
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Put the states of all global generators back afterwards."""
+    states = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])

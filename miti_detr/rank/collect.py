@@ -1,0 +1,234 @@
+"""Token matrices between the transformer layers of any model, by hooks, and their measures."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miti_detr.layers import MultiHeadAttention
+from miti_detr.modeling.transformer import DecoderLayer, EncoderLayer, TransformerDecoder
+from miti_detr.modeling.transformer.elsewhere import known_layers, layer_input
+
+from .measures import attention_entropy, measure_step, measure_tokens
+
+# For each layer of a stack, its input being layer 0: measure -> value of each image.
+LayerMeasures = list[dict[str, list[float]]]
+
+
+@dataclass
+class StackStates:
+    """What passed through the layers of one stack in a forward pass; L layers, N images.
+
+    Attributes:
+        states: L + 1 tensors (N, n, C): the input of the first layer, then the output of each.
+        keep: (N, n) bool, True = a token and not padding; None: all are tokens.
+        entropies: for each layer, name of an attention module in it to N values.
+        norm: what normalises each output on its way out of the model, as in DETR's decoder.
+    """
+
+    states: list[Tensor] = field(default_factory=list)
+    keep: Tensor | None = None
+    entropies: list[dict[str, list[float]]] = field(default_factory=list)
+    norm: nn.Module | None = None
+
+    def measure(self, normalised: bool = False) -> LayerMeasures:
+        """Measure each image by itself, its un-padded tokens alone.
+
+        Args:
+            normalised: measure ``norm(states)``, which there are of layers only, not of the input.
+
+        Returns:
+            L + 1 entries; those of :func:`measure_tokens` and, from layer 1 on, of
+            :func:`measure_step` and the entropies. Normalised: entry 0 is empty, and there are no
+            entropies.
+        """
+        result: LayerMeasures = [{} for _ in self.states]
+        for image in range(len(self.states[0])):
+            before = None
+            for layer, state in enumerate(self.states):
+                if normalised and layer == 0:
+                    continue
+                tokens = state[image] if self.keep is None else state[image][self.keep[image]]
+                if normalised and self.norm is not None:
+                    tokens = self.norm(tokens)
+                values = measure_tokens(tokens)
+                if before is not None:
+                    values |= measure_step(before, tokens)
+                for name, value in values.items():
+                    result[layer].setdefault(name, []).append(value)
+                before = tokens
+        for layer, entropies in enumerate([] if normalised else self.entropies, start=1):
+            result[layer] |= entropies
+        return result
+
+
+@contextlib.contextmanager
+def record_states(model: nn.Module) -> Iterator[dict[str, StackStates]]:
+    """While entered, record what passes through the transformer layers of a model.
+
+    Layers are those of this package and those that
+    :func:`~miti_detr.modeling.transformer.add_layer_residual` knows. Layers in one list are one
+    stack. Attention entropy is recorded in this package's own layers.
+
+    Args:
+        model: run it once inside; a second run replaces what the first one left.
+
+    Yields:
+        Name of the stack to its states, filled by the run.
+    """
+    own = {n: m for n, m in model.named_modules() if isinstance(m, (EncoderLayer, DecoderLayer))}
+    stacks: dict[str, StackStates] = {}
+    with contextlib.ExitStack() as hooks:
+        for name, layer in {**known_layers(model), **own}.items():
+            parent, _, _ = name.rpartition(".")
+            owner = model.get_submodule(parent.rpartition(".")[0])
+            norm = (
+                owner.norm
+                if isinstance(owner, (TransformerDecoder, nn.TransformerDecoder))
+                else None
+            )
+            recorder = _LayerRecorder(stacks, _short(parent) or type(layer).__name__, name, norm)
+            handles = [
+                layer.register_forward_pre_hook(recorder.before, with_kwargs=True),
+                layer.register_forward_hook(recorder.after),
+            ]
+            for part, module in layer.named_children():
+                if isinstance(module, MultiHeadAttention):
+                    hook = recorder.attention("self" if part == "self_attn" else "cross")
+                    handles.append(module.register_forward_pre_hook(hook))
+            for handle in handles:
+                hooks.callback(handle.remove)
+        yield stacks
+
+
+class _LayerRecorder:
+    """Hooks of one layer."""
+
+    def __init__(
+        self, stacks: dict[str, StackStates], stack: str, name: str, norm: nn.Module | None
+    ) -> None:
+        self._stacks, self._stack, self._norm = stacks, stack, norm
+        self._first = name.rpartition(".")[2] in ("0", "")
+        self._keep: Tensor | None = None
+        self._entropies: dict[str, list[float]] = {}
+
+    def before(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Begin the stack at its first layer."""
+        self._keep, self._entropies = _kept_tokens(layer, args, kwargs), {}
+        if self._first or self._stack not in self._stacks:
+            x = _tokens(layer, layer_input(args, kwargs))
+            self._stacks[self._stack] = StackStates([x], self._keep, norm=self._norm)
+
+    def after(self, layer: nn.Module, args: Any, output: Tensor) -> None:
+        """Take the output."""
+        stack = self._stacks[self._stack]
+        stack.states.append(_tokens(layer, output))
+        stack.entropies.append(self._entropies)
+
+    def attention(self, kind: str) -> Any:
+        """Make a hook that takes the entropies of an attention module, ``self`` or ``cross``."""
+
+        def before(module: MultiHeadAttention, args: tuple[Any, ...]) -> None:
+            query, key, _, *rest = args
+            mask = rest[0] if rest else None
+            with torch.no_grad():
+                weights = module.weights(query, key, mask).double()
+            self._entropies[f"entropy_{kind}"] = [
+                float(attention_entropy(rows, _num_keys(mask, image, rows.shape[-1])))
+                for image, rows in enumerate(self._rows(weights, kind))
+            ]
+
+        return before
+
+    def _rows(self, weights: Tensor, kind: str) -> Iterator[Tensor]:
+        """Attention weights (heads, Lq, Lk) of each image, without rows of padding."""
+        for image, rows in enumerate(weights):
+            keep = self._keep if kind == "self" else None
+            yield rows if keep is None else rows[:, keep[image]]
+
+
+def measure_rank(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, LayerMeasures]:
+    """Run a model once in evaluation mode, without gradients, and measure its token matrices.
+
+    Args:
+        model: with transformer layers that :func:`record_states` finds; its training flags are as
+            before afterwards.
+        args: of its ``forward``.
+        kwargs: likewise.
+
+    Returns:
+        Name of the stack (``encoder``, ``decoder``, ``decoder, normalised``, ``backbone.blocks``)
+        to the measures of its layers.
+
+    Raises:
+        ValueError: no such layer has run.
+    """
+    with eager_evaluation(model), record_states(model) as stacks:
+        model(*args, **kwargs)
+    if not stacks:
+        raise ValueError(f"{type(model).__name__} has run no transformer layer of a known kind")
+    result = {}
+    with torch.no_grad():
+        for name, stack in stacks.items():
+            result[name] = stack.measure()
+            if stack.norm is not None:
+                result[f"{name}, normalised"] = stack.measure(normalised=True)
+    return result
+
+
+@contextlib.contextmanager
+def eager_evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, compilation and fused layers, which pass hooks by.
+
+    Afterwards every module has its own training flag again.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        with torch.no_grad(), set_stance("force_eager") if set_stance else contextlib.nullcontext():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, flag in flags:
+            module.training = flag
+
+
+def _tokens(layer: nn.Module, x: Tensor) -> Tensor:
+    """Tokens of a layer as (N, n, C), whatever its layout."""
+    x = x.detach()
+    if x.dim() == 4:
+        return x.flatten(1, 2)  # (N, h, w, C) of Detectron2's ViT
+    if x.dim() == 2:
+        return x[None]
+    attention = getattr(layer, "self_attn", None)
+    return x if getattr(attention, "batch_first", True) else x.transpose(0, 1)
+
+
+def _kept_tokens(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """(N, n) bool, True = no padding, from the arguments of an encoder layer."""
+    if isinstance(layer, EncoderLayer):
+        mask = args[2] if len(args) > 2 else kwargs.get("mask")
+        return None if mask is None or mask.shape[-2] > 1 else mask[:, 0, 0]
+    padding = kwargs.get("src_key_padding_mask")
+    if padding is None:
+        return None
+    return ~padding if padding.dtype == torch.bool else padding == 0
+
+
+def _num_keys(mask: Tensor | None, image: int, length: int) -> int:
+    """How many keys a query of an image may attend to."""
+    if mask is None:
+        return length
+    allowed = mask if mask.dtype == torch.bool else mask > -torch.inf
+    return int(allowed[min(image, len(allowed) - 1)].sum(dim=-1).max())
+
+
+def _short(stack: str) -> str:
+    """``transformer.encoder.layers`` -> ``encoder``."""
+    return stack.removeprefix("transformer.").removesuffix(".layers")
