@@ -14,6 +14,7 @@ COMMANDS = (
     "curves",
     "detections",
     "rank",
+    "attention",
     "convert",
     "replay",
     "bench",

@@ -1,0 +1,165 @@
+"""What a detector attends to, mapped back to the image: per query, pixel, layer and head.
+
+Attention weights are computed anew from what goes into the attention modules, and only here.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+
+from miti_detr.engine.predictor import Predictor
+from miti_detr.layers import MultiHeadAttention
+from miti_detr.modeling import MitiDetr, detections
+from miti_detr.modeling.transformer import DecoderLayer, EncoderLayer
+from miti_detr.rank import eager_evaluation
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention of one model on one image; L layers, h x w un-padded cells of its feature grid.
+
+    Attributes:
+        queries: the detections that are shown, one a query, by falling score; boxes in pixels of
+            the image. The field ``query`` holds their indices.
+        decoder: what these attend to, (queries, L, heads, h, w); each map sums to 1.
+        pixels: positions (x, y) in the image that are shown.
+        encoder: what the cells there attend to, (pixels, L, heads, h, w).
+        extent: height and width of the image in cells. The last row and column of cells may reach
+            beyond the image.
+    """
+
+    queries: Instances
+    decoder: Tensor
+    pixels: list[Point]
+    encoder: Tensor
+    extent: tuple[float, float]
+
+
+def attention_maps(
+    predictor: Predictor,
+    image: np.ndarray,
+    *,
+    num_queries: int = 4,
+    pixels: Sequence[Point] | None = None,
+) -> AttentionMaps:
+    """Run a detector on one image and look what it attends to.
+
+    Args:
+        predictor: with a :class:`MitiDetr` whose transformer has this package's layers.
+        image: (H, W, 3) as for the predictor.
+        num_queries: how many queries, those with the highest scores.
+        pixels: positions (x, y) in the image; None: the centres of the boxes of these queries.
+
+    Raises:
+        ValueError: another model; a position outside the image.
+    """
+    model = predictor.model
+    if not isinstance(model, MitiDetr):
+        raise ValueError(f"attention is read from a MitiDetr, not from a {type(model).__name__}")
+    height, width = image.shape[:2]
+    for x, y in pixels or ():
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(f"pixel {x:g},{y:g} is outside the image of {width} x {height}")
+    inputs = predictor.prepare(image)
+    with eager_evaluation(model):
+        images = model.preprocess_image([inputs])
+        source, mask, position = model.encode_image(images)
+        with recorded_attention(model, DecoderLayer, "multihead_attn") as decoder:
+            states = model.decode(source, mask, position)
+        prediction = model.apply_heads(states[-1:])
+        size = images.image_sizes[0]
+        found = detections(prediction.logits[-1], prediction.boxes[-1], [size])[0].to("cpu")
+        queries = found.scores.argsort(descending=True)[:num_queries]
+        shown = _in_image(found[queries], queries, height, width)
+        chosen = list(pixels) if pixels is not None else _centres(shown)
+        stride = model.backbone.stride
+        scale = (size[1] / width / stride, size[0] / height / stride)  # cells per pixel, x and y
+        grid = _Grid(mask[0])
+        tokens = torch.tensor([grid.token(x * scale[0], y * scale[1]) for x, y in chosen])
+        with recorded_attention(model, EncoderLayer, "self_attn", tokens) as encoder:
+            model.decode(source, mask, position)
+    return AttentionMaps(
+        queries=shown,
+        decoder=grid.maps([weights[:, queries] for weights in decoder], len(queries)),
+        pixels=chosen,
+        encoder=grid.maps(encoder, len(tokens)),
+        extent=(size[0] / stride, size[1] / stride),
+    )
+
+
+@contextlib.contextmanager
+def recorded_attention(
+    model: nn.Module, layer_class: type[nn.Module], part: str, rows: Tensor | None = None
+) -> Iterator[list[Tensor]]:
+    """While entered, keep the weights of an attention module of each layer of a class.
+
+    Args:
+        model: run it once inside.
+        layer_class: :class:`EncoderLayer` or :class:`DecoderLayer`.
+        part: its attribute that is a :class:`~miti_detr.layers.MultiHeadAttention`.
+        rows: (R,) indices of queries; None: all. Only what is asked for is computed.
+
+    Yields:
+        For each layer, in the order in which they run, the weights of the first image (heads, R,
+        Lk).
+    """
+    recorded: list[Tensor] = []
+
+    def keep(attention: MultiHeadAttention, args: tuple[Any, ...]) -> None:
+        query, key, _, *rest = args
+        mask = rest[0] if rest else None
+        chosen = query if rows is None else query[:, rows.to(query.device)]
+        recorded.append(attention.weights(chosen, key, mask)[0].float().cpu())
+
+    layers = [m for m in model.modules() if isinstance(m, layer_class)]
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            attention: Any = getattr(layer, part)
+            hooks.callback(attention.register_forward_pre_hook(keep).remove)
+        yield recorded
+
+
+class _Grid:
+    """The cells of the feature grid that are not padding."""
+
+    def __init__(self, padding: Tensor) -> None:
+        """Take the padding mask (h, w) of one image."""
+        self.shape = tuple(padding.shape)
+        self.rows = int((~padding).any(dim=1).sum())
+        self.columns = int((~padding).any(dim=0).sum())
+
+    def token(self, x: float, y: float) -> int:
+        """Index of the cell at a position in cells."""
+        row, column = min(int(y), self.rows - 1), min(int(x), self.columns - 1)
+        return row * self.shape[1] + column
+
+    def maps(self, layers: Sequence[Tensor], count: int) -> Tensor:
+        """Weights (heads, count, n) of each layer as (count, L, heads, rows, columns)."""
+        if not layers:
+            return torch.zeros(count, 0, 1, self.rows, self.columns)
+        maps = torch.stack(list(layers)).permute(2, 0, 1, 3).unflatten(-1, self.shape)
+        return maps[..., : self.rows, : self.columns]
+
+
+def _in_image(instances: Instances, queries: Tensor, height: int, width: int) -> Instances:
+    """Detections in pixels of the image; empty ones stay, so that queries keep their order."""
+    scale = torch.tensor([width / instances.image_size[1], height / instances.image_size[0]] * 2)
+    result = Instances((height, width), **instances.get_fields())
+    result.pred_boxes = Boxes(instances.pred_boxes.tensor * scale)
+    result.pred_boxes.clip((height, width))
+    result.query = queries
+    return result
+
+
+def _centres(instances: Instances) -> list[Point]:
+    height, width = instances.image_size
+    centres = instances.pred_boxes.get_centers().tolist()
+    return [(min(x, width - 1), min(y, height - 1)) for x, y in centres]

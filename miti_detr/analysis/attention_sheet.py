@@ -1,0 +1,232 @@
+"""Attention maps laid over the image, as sheets of pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from detectron2.data.detection_utils import read_image
+from matplotlib import colormaps
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from miti_detr.engine.predictor import Predictor
+from miti_detr.files import replacing
+
+from .attention import AttentionMaps, Point, attention_maps
+from .classes import ClassTable
+from .detections import GAP
+from .drawing import Colour, class_colour, load_font, resize_for_reading, to_picture
+
+CELL = 150  # longer side of a map in a sheet, pixels
+LINE = 18  # height of a line of text, pixels
+HEAT = colormaps["inferno"]
+PIXEL_COLOUR: Colour = (0, 190, 255)
+SCALE = "each map from 0 (dark) to its own maximum (bright)"
+
+# (name of the model, its maps)
+Side = tuple[str, AttentionMaps]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One query or pixel: its maps (L, heads, h, w), and what marks it, in pixels of the image."""
+
+    title: str
+    maps: Tensor
+    extent: tuple[float, float]
+    colour: Colour
+    mark: tuple[float, ...]  # a box xyxy, or a point xy
+
+
+def draw_attention(
+    models: Sequence[tuple[str, Predictor]],
+    path: Path,
+    folder: Path,
+    *,
+    classes: ClassTable,
+    num_queries: int = 4,
+    pixels: Sequence[Point] | None = None,
+) -> list[Path]:
+    """Look at one image with several models, and write the sheets of :func:`write_sheets`.
+
+    Args:
+        models: name and predictor of each.
+        path: the image.
+        folder: for the pictures.
+        classes: names for the titles.
+        num_queries: how many queries of each model, those with the highest scores.
+        pixels: positions (x, y) in the image, the same for all models; None: the centres of the
+            boxes of the first model's queries.
+
+    Returns:
+        The files.
+    """
+    sides: list[Side] = []
+    for name, predictor in models:
+        array = np.ascontiguousarray(read_image(str(path), predictor.input_format))
+        maps = attention_maps(predictor, array, num_queries=num_queries, pixels=pixels)
+        pixels = maps.pixels
+        sides.append((name, maps))
+    picture = to_picture(array, predictor.input_format)
+    return write_sheets(sides, picture, classes, folder, path.stem)
+
+
+def write_sheets(
+    sides: Sequence[Side], image: Image.Image, classes: ClassTable, folder: Path, stem: str
+) -> list[Path]:
+    """Write the pictures of one image, all models in each.
+
+    ``<stem>_decoder.png`` and ``<stem>_encoder.png``: a row for each query (pixel) and a column for
+    each layer, means of the heads, the models side by side. ``<stem>_decoder_1.png`` and
+    ``<stem>_encoder_1.png`` and so on: one query (pixel), layers as rows and heads as columns.
+
+    Args:
+        sides: models, left to right.
+        image: RGB, in the size of the maps' pixels.
+        classes: names for the titles.
+        folder: made when missing.
+        stem: of the file names.
+
+    Returns:
+        The files.
+    """
+    sheets: dict[str, Image.Image] = {}
+    for kind, read in (("decoder", _query_rows), ("encoder", _pixel_rows)):
+        rows = [(name, read(maps, classes)) for name, maps in sides]
+        blocks = [_overview(name, found, image) for name, found in rows]
+        sheets[kind] = _beside(blocks, f"{kind}, means of the heads; {SCALE}")
+        for index in range(max(len(found) for _, found in rows)):
+            blocks = [_heads(name, r[index], image) for name, r in rows if index < len(r)]
+            title = f"{kind}: a row for each layer, a column for each head; {SCALE}"
+            sheets[f"{kind}_{index + 1}"] = _beside(blocks, title)
+    files = []
+    for name, sheet in sheets.items():
+        files.append(folder / f"{stem}_{name}.png")
+        with replacing(files[-1]) as temporary:
+            sheet.save(temporary, format="PNG")
+    return files
+
+
+def _query_rows(maps: AttentionMaps, classes: ClassTable) -> list[_Row]:
+    queries = maps.queries
+    rows = []
+    for index in range(len(queries)):
+        label, score = int(queries.pred_classes[index]), float(queries.scores[index])
+        title = f"query {int(queries.query[index])}: {classes.names[label]} {score:.2f}"
+        box = tuple(queries.pred_boxes.tensor[index].tolist())
+        rows.append(_Row(title, maps.decoder[index], maps.extent, class_colour(label), box))
+    return rows
+
+
+def _pixel_rows(maps: AttentionMaps, classes: ClassTable) -> list[_Row]:
+    return [
+        _Row(f"pixel {x:.0f}, {y:.0f}", found, maps.extent, PIXEL_COLOUR, (x, y))
+        for (x, y), found in zip(maps.pixels, maps.encoder, strict=True)
+    ]
+
+
+def _overview(name: str, rows: Sequence[_Row], image: Image.Image) -> Image.Image:
+    """The image with its mark, then the mean of the heads in each layer; one row each."""
+    thumb, _ = resize_for_reading(image, CELL, shrink=True)
+    cells = []
+    for row in rows:
+        pictures = [_paint(thumb, row, image, layer.mean(dim=0)) for layer in row.maps]
+        cells.append((row.title, [_marked(thumb, row, image), *pictures]))
+    layers = len(rows[0].maps) if rows else 0
+    return _table(name, ["", *(f"layer {i}" for i in range(1, layers + 1))], cells, thumb.size)
+
+
+def _heads(name: str, row: _Row, image: Image.Image) -> Image.Image:
+    """All layers and heads of one query or pixel."""
+    thumb, _ = resize_for_reading(image, CELL, shrink=True)
+    cells = [
+        (f"layer {index}", [_paint(thumb, row, image, head) for head in layer])
+        for index, layer in enumerate(row.maps, start=1)
+    ]
+    headers = [f"head {i}" for i in range(1, row.maps.shape[1] + 1)]
+    return _table(f"{name}, {row.title}", headers, cells, thumb.size)
+
+
+def heat_picture(weights: Tensor, extent: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """Stretch a map of cells over a picture.
+
+    Args:
+        weights: (h, w) of the cells.
+        extent: height and width of the picture in cells; cells beyond it are cut off.
+        size: width and height of the picture in pixels.
+
+    Returns:
+        (height, width), relative to the largest weight.
+    """
+    width, height = size
+    full = [
+        round(n / e * p) for n, e, p in zip(weights.shape, extent, (height, width), strict=True)
+    ]
+    full = [max(full[0], height), max(full[1], width)]
+    stretched = F.interpolate(weights[None, None], full, mode="bilinear", align_corners=False)
+    cut = stretched[0, 0, :height, :width].numpy()
+    return cut / max(float(weights.max()), np.finfo(np.float32).tiny)
+
+
+def _paint(thumb: Image.Image, row: _Row, image: Image.Image, weights: Tensor) -> Image.Image:
+    heat = HEAT(heat_picture(weights, row.extent, thumb.size))[..., :3] * 255
+    grey = np.asarray(thumb.convert("L"), dtype=float)[..., None]
+    return _marked(Image.fromarray((0.3 * grey + 0.7 * heat).astype(np.uint8)), row, image)
+
+
+def _marked(picture: Image.Image, row: _Row, image: Image.Image) -> Image.Image:
+    result = picture.copy()
+    scale = (picture.width / image.width, picture.height / image.height)
+    canvas = ImageDraw.Draw(result)
+    mark = [value * scale[index % 2] for index, value in enumerate(row.mark)]
+    if len(mark) == 4:
+        corners = (mark[0], mark[1], max(mark[2] - 1, mark[0]), max(mark[3] - 1, mark[1]))
+        canvas.rectangle(corners, outline=row.colour, width=2)
+    else:
+        x, y = mark
+        canvas.line((x - 6, y, x + 6, y), fill=row.colour, width=2)
+        canvas.line((x, y - 6, x, y + 6), fill=row.colour, width=2)
+    return result
+
+
+def _table(
+    title: str,
+    headers: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    size: tuple[int, int],
+) -> Image.Image:
+    """Pictures of one size in rows with titles, below a title and headers."""
+    width, height = size
+    sheet_size = (
+        max(len(headers) * (width + GAP), round(load_font(14).getlength(title))),
+        2 * LINE + len(rows) * (LINE + height + GAP),
+    )
+    sheet = Image.new("RGB", sheet_size, "white")
+    canvas = ImageDraw.Draw(sheet)
+    canvas.text((0, 0), title, fill="black", font=load_font(14))
+    for column, header in enumerate(headers):
+        canvas.text((column * (width + GAP), LINE), header, fill=(90, 90, 90), font=load_font(12))
+    for index, (text, pictures) in enumerate(rows):
+        top = 2 * LINE + index * (LINE + height + GAP)
+        canvas.text((0, top), text, fill=(90, 90, 90), font=load_font(12))
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (column * (width + GAP), top + LINE))
+    return sheet
+
+
+def _beside(blocks: Sequence[Image.Image], title: str) -> Image.Image:
+    """Blocks from left to right below a title."""
+    between = 4 * GAP
+    width = sum(block.width for block in blocks) + between * (len(blocks) - 1)
+    title_width = round(load_font(15).getlength(title))
+    height = max(block.height for block in blocks)
+    size = (max(width, title_width) + 2 * GAP, height + 2 * LINE + 2 * GAP)
+    sheet = Image.new("RGB", size, "white")
+    ImageDraw.Draw(sheet).text((GAP, GAP), title, fill="black", font=load_font(15))
+    left = GAP
+    for block in blocks:
+        sheet.paste(block, (left, GAP + 2 * LINE))
+        left += block.width + between
+    return sheet
