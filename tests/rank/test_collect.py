@@ -29,7 +29,7 @@ def test_states_of_a_detector(model):
         source, mask, position = model.encode_image(images)
         states, memory = model.transformer(source, mask, model.query_embed.weight, position)
     encoder, decoder = stacks["encoder"], stacks["decoder"]
-    assert (len(encoder.states), len(decoder.states)) == (3, 5)
+    assert (len(encoder.states), len(decoder.states)) == (3, 3)
     torch.testing.assert_close(encoder.states[0], source.flatten(2).transpose(1, 2))
     torch.testing.assert_close(encoder.states[-1], memory.flatten(2).transpose(1, 2))
     torch.testing.assert_close(decoder.norm(torch.stack(decoder.states[1:])), states)
