@@ -111,9 +111,9 @@ def _read(cfg: CfgNode, name: str, *, trained: bool, tested: bool) -> _DataSet |
     if metadata.get("evaluator_type") == "coco" and metadata.get("json_file") is not None:
         json_file, content = metadata.json_file, read_coco_json(metadata.json_file)
         _check_fields(json_file, content, trained=trained, tested=tested)
-        root = metadata.image_root
+        root, source = metadata.image_root, metadata.get("coco_format", (json_file,))[0]
         images = [{**i, "file_name": os.path.join(root, i["file_name"])} for i in content["images"]]
-        _check_images(json_file, images)
+        _check_images(source, images)  # not of the cleaned copy
         categories = sorted(content["categories"], key=lambda c: c["id"])
         names, ids = (tuple(c[key] for c in categories) for key in ("name", "id"))
         return _DataSet(name, annotations_of_coco(content, json_file), names, ids)

@@ -171,7 +171,10 @@ def test_images_of_another_size_and_no_images(tmp_path: Path, mode: str) -> None
     """Detectron2 would stop at them in the middle of the training."""
     cfg = _register(tmp_path, coco_content([], ((4, 6), (5, 5))), "DATASETS.BAD_ANNOTATIONS", mode)
     Image.new("RGB", (6, 4)).save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match=r"1\.png is 6 x 4 pixels, not 4 x 6: correct one$"):
+    with pytest.raises(
+        ValueError,
+        match=r"truth.json: the image \S*1\.png is 6 x 4 pixels, not 4 x 6: correct one$",
+    ):
         check_datasets(cfg)
     (tmp_path / "2.png").write_text("no image")
     with pytest.raises(ValueError, match=r"1\.png is 6 x 4 .* and 1 more images$"):
