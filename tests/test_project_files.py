@@ -171,7 +171,7 @@ while [ "$1" != --output ]; do shift; done; touch "$2/bench.json"; echo measured
     assert len(folders) == len(set(folders)) == len(calls) + 1
     assert calls[0] == (
         "-m miti_detr.cli bench --config-file configs/coco/detr_R50.yaml --only inference "
-        "--against hf --repeats 15 --precision bfloat16 --output output/bench/1_inference_bfloat16 "
+        "--against hf --repeats 9 --precision bfloat16 --output output/bench/1_inference_bfloat16 "
         "MODEL.DEVICE cpu"
     )
     assert (clone / folders[-1] / "table.txt").read_text() == "measured\n"
