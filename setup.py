@@ -52,7 +52,7 @@ setup(
     # The YAML files live at the top of the repository, where Detectron2 users look for them, and
     # install below the package.
     package_dir={CONFIGS: "configs"},
-    package_data={CONFIGS: ["**/*.yaml"], "miti_detr": ["py.typed"]},
+    package_data={CONFIGS: ["**/*.yaml"], "miti_detr": ["py.typed", "analysis/*.html"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
@@ -68,6 +68,7 @@ setup(
         "tabulate>=0.9",
         "termcolor>=1.1",
         "PyYAML>=6",
+        "jinja2>=3.1",
     ],
     extras_require={"fast-eval": FAST_EVAL, "hf": HF, "timm": TIMM, "dev": DEV},
     entry_points={"console_scripts": ["miti-detr = miti_detr.cli.main:main"]},

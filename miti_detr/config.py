@@ -167,3 +167,8 @@ def _add_analysis_keys(cfg: CN) -> None:
     # Images that are measured, the same each time: of the first data set of DATASETS.TEST, or of
     # TRAIN without one
     cfg.ANALYSIS.RANK_IMAGES = 2
+    # Images of the first test set on which each evaluation records which query finds which object
+    # (matches.json); 0: none
+    cfg.ANALYSIS.MATCHING_IMAGES = 0
+    # Loss and gradient norm of every iteration to steps.json
+    cfg.ANALYSIS.STEP_LOG = False

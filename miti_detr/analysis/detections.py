@@ -66,7 +66,7 @@ def draw_detections(
         image, scale = resize_for_reading(
             to_picture(array, predictor.input_format), CELL, shrink=True
         )
-        truth = _draw_truth(image, scale, record, classes)
+        truth = draw_truth(image, scale, record, classes)
         name = Path(record["file_name"]).name
         pairs.append((truth, draw_instances(image, instances, classes), name))
     title = f"{dataset}: truth (left), detections with score \u2265 {threshold:g} (right)"
@@ -104,9 +104,20 @@ def compose_pairs(pairs: Sequence[tuple[Image.Image, Image.Image, str]], title: 
     return sheet
 
 
-def _draw_truth(
+def draw_truth(
     image: Image.Image, scale: float, record: dict[str, Any], classes: ClassTable
 ) -> Image.Image:
+    """Draw the objects of an image on it; crowds are left out.
+
+    Args:
+        image: the picture.
+        scale: from pixels of the file to pixels of ``image``.
+        record: Detectron2's dataset dict.
+        classes: of the model.
+
+    Raises:
+        ValueError: an object is of a class that the model has not.
+    """
     objects = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
     boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
     indices = [item["category_id"] for item in objects]

@@ -13,6 +13,7 @@ COMMANDS = (
     "predict",
     "curves",
     "detections",
+    "compare",
     "rank",
     "attention",
     "convert",

@@ -6,7 +6,7 @@ from .launch import run
 from .nonfinite import NonFiniteError, ReplayReport, replay
 from .optimizer import build_optimizer
 from .rank_hook import RankHook
-from .setup import log_version, resolve_device, setup_config, setup_run_logger
+from .setup import log_version, resolve_device, setup_config, setup_run_logger, version
 from .trainer import Trainer
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "run",
     "setup_config",
     "setup_run_logger",
+    "version",
 ]

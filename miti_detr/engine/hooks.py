@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from detectron2.engine import HookBase, hooks
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # The logger of CommonMetricPrinter, which writes the periodic lines.
 _PERIODIC_LINES = "detectron2.utils.events"
 _LOGGERS = ("detectron2", "fvcore", "miti_detr")
+
+STEPS_FILE = "steps.json"
+STEP_KEYS = ("total_loss", "grad_norm")
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
@@ -164,6 +167,40 @@ def drop_records(path: str, start_iter: int) -> None:
     if os.path.isfile(path):
         kept = [r for r in read_records(path) if r["iteration"] < start_iter]
         write_text(path, "".join(json.dumps(r, sort_keys=True) + "\n" for r in kept))
+
+
+class StepLog(HookBase):
+    """Writes loss and gradient norm of every iteration to ``steps.json``, a line each.
+
+    ``metrics.json`` holds medians of 20 iterations, which hide what a single step does.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        """Open nothing yet.
+
+        Args:
+            output_dir: folder of the file.
+        """
+        self._path = os.path.join(output_dir, STEPS_FILE)
+        self._file: IO[str] | None = None
+
+    def before_train(self) -> None:
+        """Drop what will be written again, then open the file."""
+        drop_records(self._path, self.trainer.start_iter)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def after_step(self) -> None:
+        """Add the line of this iteration."""
+        assert self._file is not None
+        histories = self.trainer.storage.histories()
+        found = {key: histories[key].latest() for key in STEP_KEYS if key in histories}
+        self._file.write(json.dumps({"iteration": self.trainer.iter, **found}) + "\n")
+        self._file.flush()
+
+    def after_train(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 class ProgressBar(HookBase):

@@ -54,6 +54,7 @@ _AT_LEAST: dict[str, int] = {
     "MODEL.DETR.NHEADS": 1,
     "ANALYSIS.RANK_PERIOD": 0,
     "ANALYSIS.RANK_IMAGES": 1,
+    "ANALYSIS.MATCHING_IMAGES": 0,
 }
 
 
@@ -98,9 +99,14 @@ def setup_run_logger(output_dir: str) -> None:
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="miti_detr")
 
 
+def version() -> str:
+    """Return the version of this package and its git commit, in words."""
+    return f"miti_detr {miti_detr.__version__}, git commit {_git_commit()}"
+
+
 def log_version() -> None:
-    """Log the version of this package and its git commit; Detectron2 logs those of the others."""
-    logger.info("miti_detr %s, git commit %s", miti_detr.__version__, _git_commit())
+    """Log :func:`version`; Detectron2 logs those of the others."""
+    logger.info(version())
 
 
 def resolve_device(cfg: CfgNode) -> None:

@@ -22,7 +22,15 @@ from miti_detr.data import build_test_loader, build_train_loader
 from miti_detr.evaluation import build_evaluator, write_coco_table
 from miti_detr.files import write_text
 
-from .hooks import BestCheckpointer, ProgressBar, ResidualRamp, RunWriters, read_records
+from .hooks import (
+    BestCheckpointer,
+    ProgressBar,
+    ResidualRamp,
+    RunWriters,
+    StepLog,
+    read_records,
+)
+from .matching import MatchingRecorder
 from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
 from .rank_hook import RankHook
@@ -151,8 +159,10 @@ class Trainer(DefaultTrainer):
 
         evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
         ramp = ResidualRamp(cfg.MODEL.DETR.RESIDUAL_RAMP_ITERS)
+        images = cfg.ANALYSIS.MATCHING_IMAGES
+        analysis: list[HookBase] = [MatchingRecorder(cfg, images)] if images > 0 else []
         if not comm.is_main_process():
-            return [hooks.IterationTimer(), hooks.LRScheduler(), ramp, evaluation]
+            return [hooks.IterationTimer(), hooks.LRScheduler(), ramp, evaluation, *analysis]
         result = [
             hooks.IterationTimer(),
             ProgressBar(),
@@ -162,7 +172,10 @@ class Trainer(DefaultTrainer):
             # Before the evaluation: if that fails, there is a checkpoint.
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             evaluation,
+            *analysis,
         ]
+        if cfg.ANALYSIS.STEP_LOG:
+            result.append(StepLog(cfg.OUTPUT_DIR))
         names = cfg.DATASETS.TEST
         if names and cfg.TEST.EVAL_PERIOD > 0:
             metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"

@@ -1,0 +1,225 @@
+"""The figures of a comparison, one panel a PNG, so that each is as wide as a phone at most."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Sheet
+from matplotlib.ticker import MaxNLocator
+
+from miti_detr.files import replacing
+
+from .comparison import ArmResult, Comparison, RunResult
+from .comparison_tables import has_epochs, match_changes, rank_keys, step_series
+from .curves import COLOURS, smooth
+from .statistics import mean_and_spread, paired_difference
+
+Curve = tuple[np.ndarray, np.ndarray]
+MOST_RANK_PANELS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture of the report.
+
+    Attributes:
+        path: the PNG.
+        caption: what it shows.
+    """
+
+    path: Path
+    caption: str
+
+
+def draw_figures(
+    arms: Sequence[ArmResult], comparison: Comparison, folder: Path, colours: dict[str, str]
+) -> list[Figure]:
+    """Draw the panels of a group of arms.
+
+    Args:
+        arms: of the group.
+        comparison: for the references.
+        folder: of the PNGs.
+        colours: of the arms, by name.
+
+    Returns:
+        The panels for which there are numbers.
+    """
+    drawn = []
+    for key, caption, draw in _panels(arms, comparison):
+        sheet = Sheet(figsize=(5.2, 3.7), dpi=110, layout="constrained")
+        axis = sheet.subplots()
+        if not draw(axis, colours):
+            continue
+        axis.grid(color="0.9")
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        if key != "final":
+            axis.legend(frameon=False, fontsize=8)
+        with replacing(folder / f"{key}.png") as temporary:
+            sheet.savefig(temporary, format="png")
+        drawn.append(Figure(folder / f"{key}.png", caption))
+    return drawn
+
+
+def arm_colours(comparison: Comparison) -> dict[str, str]:
+    """Choose a colour for each arm, the same in all figures."""
+    return {arm.name: COLOURS[i % len(COLOURS)] for i, arm in enumerate(comparison.arms)}
+
+
+Draw = Callable[[Axes, dict[str, str]], bool]
+
+
+def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str, str, Draw]]:
+    """Name, caption and drawing function of each panel."""
+
+    def curves(read: Callable[[RunResult], Curve], label: str) -> Draw:
+        return lambda axis, colours: _draw_curves(axis, arms, read, label, colours)
+
+    def error(run: RunResult) -> Curve:
+        steps, values = run.curve("AP")
+        return steps, 1 - values / 100
+
+    panels: list[tuple[str, str, Draw]] = [
+        (
+            "loss",
+            "Figure 3, left: training loss (weighted sum, smoothed). Here and below: mean over "
+            "the seeds, band of \u00b1 1 standard deviation.",
+            curves(lambda run: _smoothed(run, "total_loss"), "training loss"),
+        ),
+        ("error", "Figure 3, middle: test error, 1 \u2212 AP (not AP50).", curves(error, "1 - AP")),
+        ("recall", "Figure 3, right: AR@100 in percent.", curves(lambda r: r.curve("AR"), "AR")),
+        (
+            "difference",
+            "AP minus that of the reference, paired by seed; band: 95 % interval.",
+            lambda axis, colours: _draw_differences(axis, arms, comparison, colours),
+        ),
+        (
+            "final",
+            "AP of the last evaluation, a point for each run; line: mean.",
+            lambda axis, colours: _draw_final(axis, arms, colours),
+        ),
+        (
+            "gradient",
+            "Gradient norm before clipping, smoothed.",
+            curves(lambda run: _smoothed(run, "grad_norm"), "gradient norm"),
+        ),
+        (
+            "matching",
+            "Objects whose query changed since the evaluation before, last decoder layer.",
+            curves(_last_layer_changes, "changed matches (%)"),
+        ),
+    ]
+    for key in rank_keys(arms)[:MOST_RANK_PANELS]:
+        name = key.replace("/", "_").replace(" ", "_")
+        panels.append((name, f"{key} over training.", curves(lambda r, k=key: r.curve(k), key)))  # type: ignore[misc]
+    return panels
+
+
+def _smoothed(run: RunResult, key: str) -> Curve:
+    steps, values = step_series(run, key)
+    return steps, smooth(values)
+
+
+def _last_layer_changes(run: RunResult) -> Curve:
+    steps, shares = match_changes(run)
+    return steps, 100 * shares[:, -1] if len(shares) else shares
+
+
+def common_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Put the curves of several runs together, where all of them have points.
+
+    Args:
+        curves: S, each with steps (P_s,) and values (P_s,).
+
+    Returns:
+        Steps (P,), values (S, P).
+    """
+    steps = curves[0][0]
+    for other, _ in curves[1:]:
+        steps = np.intersect1d(steps, other)
+    return steps, np.array([v[np.isin(s, steps)] for s, v in curves])
+
+
+def _draw_curves(
+    axis: Axes,
+    arms: Sequence[ArmResult],
+    read: Callable[[RunResult], Curve],
+    label: str,
+    colours: dict[str, str],
+) -> bool:
+    drawn = False
+    for arm in arms:
+        curves = [curve for run in arm.runs if len((curve := read(run))[0])]
+        if not curves:
+            continue
+        steps, values = common_curve(curves)
+        x = _scale_x(axis, steps, arms)
+        mean = values.mean(axis=0)
+        marker = "o" if len(x) <= 40 else ""
+        axis.plot(x, mean, color=colours[arm.name], label=arm.name, marker=marker, ms=3.5, lw=1.6)
+        if len(values) > 1:
+            spread = values.std(axis=0, ddof=1)
+            axis.fill_between(
+                x, mean - spread, mean + spread, color=colours[arm.name], alpha=0.15, lw=0
+            )
+        drawn |= bool(len(x))
+    axis.set_ylabel(label)
+    return drawn
+
+
+def _draw_differences(
+    axis: Axes, arms: Sequence[ArmResult], comparison: Comparison, colours: dict[str, str]
+) -> bool:
+    by_name = {arm.name: arm for arm in comparison.arms}
+    drawn = False
+    for arm in arms:
+        pairs = arm.pairs(by_name[arm.reference]) if arm.reference in by_name else []
+        curves = [run.curve("AP") for pair in pairs for run in pair]
+        if not curves or not all(len(steps) for steps, _ in curves):
+            continue
+        steps, values = common_curve(curves)
+        found = [paired_difference(v[0::2], v[1::2]) for v in values.T]
+        kept = [(step, cell) for step, cell in zip(steps, found, strict=True) if cell is not None]
+        if not kept:
+            continue
+        x = _scale_x(axis, np.array([step for step, _ in kept]), arms)
+        means = [cell["mean"] for _, cell in kept]
+        axis.plot(x, means, color=colours[arm.name], label=arm.name, marker="o", ms=3.5, lw=1.6)
+        if kept[0][1]["low"] is not None:
+            low = [cell["low"] for _, cell in kept]
+            high = [cell["high"] for _, cell in kept]
+            axis.fill_between(x, low, high, color=colours[arm.name], alpha=0.12, lw=0)
+        drawn = True
+    axis.axhline(0, color="0.4", lw=0.8)
+    axis.set_ylabel("difference of AP")
+    return drawn
+
+
+def _draw_final(axis: Axes, arms: Sequence[ArmResult], colours: dict[str, str]) -> bool:
+    drawn = False
+    for index, arm in enumerate(arms):
+        values = [value for value in arm.values("AP") if math.isfinite(value)]
+        mean = mean_and_spread(values)
+        if mean is None:
+            continue
+        axis.plot([index] * len(values), values, "o", color=colours[arm.name], ms=4.5, alpha=0.7)
+        axis.hlines(mean["mean"], index - 0.3, index + 0.3, color=colours[arm.name], lw=2)
+        drawn = True
+    names = [arm.name for arm in arms]
+    axis.set_xticks(range(len(arms)), names, rotation=25, ha="right", fontsize=8)
+    axis.set_ylabel("AP")
+    return drawn
+
+
+def _scale_x(axis: Axes, steps: np.ndarray, arms: Sequence[ArmResult]) -> np.ndarray:
+    """Iterations, or epochs where all runs know their length; labels the axis."""
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    if not has_epochs(arms):
+        axis.set_xlabel("iteration")
+        return steps
+    axis.set_xlabel("epoch")
+    return steps / arms[0].runs[0].facts["iterations_per_epoch"]

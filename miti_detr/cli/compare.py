@@ -1,0 +1,150 @@
+"""``miti-detr compare``: train and compare models, or compare runs that are there."""
+
+import argparse
+import dataclasses
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import fraction, positive_int, split_overrides
+
+if TYPE_CHECKING:
+    from miti_detr.analysis.comparison import Comparison
+    from miti_detr.analysis.study import Study, StudyRun
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="train and compare models, with a report",
+        description="Trains each config with several seeds and writes a report. The same command "
+        "goes on where it was stopped.",
+        epilog="KEY VALUE pairs at the end override the config of all arms.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    add = source.add_argument
+    add(
+        "--config-file", metavar="C", nargs="+", help="YAML of each arm; the first is the reference"
+    )
+    add("--study", metavar="S", help="YAML of arms, budget and groups; see docs/compare.md")
+    add("--from", dest="runs", metavar="RUN", nargs="+", help="only report on these output folders")
+    add = parser.add_argument
+    add("--seeds", type=positive_int, help="runs of each arm, with SEED 0, 1, ... (default 3)")
+    add("--iterations", type=positive_int, help="of each run; default: of the study or the config")
+    add("--evaluations", type=positive_int, help="of each run, with --iterations (default 5)")
+    add("--jobs", type=positive_int, default=1, help="runs at a time (default 1)")
+    add(
+        "--threads",
+        type=positive_int,
+        default=1,
+        help="of each run (default 1: then the numbers do not depend on --jobs)",
+    )
+    add("--ap", dest="aps", type=float, nargs="+", help="say when these APs are reached")
+    add("--threshold", type=fraction, help="least score in the pictures (default 0.5)")
+    add("--images", type=positive_int, default=8, help="that differ most, to draw (default 8)")
+    add("--output", metavar="DIR", default="output/compare", help="default: output/compare")
+    parser.set_defaults(func=run, overrides=[])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train what is left to train, then write the report and say where it is."""
+    from miti_detr.analysis.comparison import compare_runs
+    from miti_detr.analysis.report import write_report
+
+    output = Path(args.output)
+    failures: list[str] = []
+    if args.runs:
+        words, overrides = split_overrides(args.runs)
+        if overrides or args.overrides:
+            raise ValueError("--from takes runs as they are: no KEY VALUE pairs")
+        threshold = 0.5 if args.threshold is None else args.threshold
+        paths = [Path(word) for word in words]
+        comparison = compare_runs(paths, aps=args.aps or (), threshold=threshold)
+    else:
+        failures, comparison = _train(args, output)
+    command = shlex.join(["miti-detr", *sys.argv[1:]])
+    studied = not args.runs
+    report = write_report(comparison, output, command=command, images=args.images, studied=studied)
+    print(report)
+    for failure in failures:
+        print(f"miti-detr: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparison"]:
+    from miti_detr.analysis.comparison import compare_study
+    from miti_detr.analysis.study import plan_runs
+    from miti_detr.analysis.study_runs import run_study, study_lock, time_evaluations
+
+    study, overrides = _study(args)
+    with study_lock(output):
+        runs = plan_runs(study, output, overrides)
+        progress = _Progress(runs)
+        try:
+            failures = run_study(runs, jobs=args.jobs, threads=args.threads, watch=progress.show)
+            progress.close()
+            time_evaluations(runs, lambda run: print(f"timing the evaluation of {run.name}"))
+        except KeyboardInterrupt:
+            progress.close()
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            raise
+        return failures, compare_study(study, runs)
+
+
+def _study(args: argparse.Namespace) -> tuple["Study", list[str]]:
+    """The study that the arguments name, and the overrides of all arms."""
+    from miti_detr.analysis.study import read_study, study_of_configs
+
+    if args.study:
+        study, overrides = read_study(args.study), args.overrides
+    else:
+        files, overrides = split_overrides(args.config_file)
+        study = study_of_configs(files, seeds=args.seeds or 3)
+        overrides = [*overrides, *args.overrides]
+    if args.seeds:
+        seeds = tuple(range(args.seeds))
+        arms = tuple(dataclasses.replace(arm, seeds=seeds) for arm in study.arms)
+        study = dataclasses.replace(study, arms=arms)
+    names = ("iterations", "evaluations", "threshold", "aps")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return dataclasses.replace(study, **given), overrides
+
+
+class _Progress:
+    """One bar over the iterations of all runs, with those that are running.
+
+    Without a terminal, it is a line a minute.
+    """
+
+    def __init__(self, runs: "list[StudyRun]") -> None:
+        from tqdm import tqdm
+
+        self._lengths = {run.name: run.iterations for run in runs}
+        self._bar = tqdm(
+            total=sum(self._lengths.values()),
+            unit="it",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 60,
+            bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} it, left {remaining}{postfix}",
+        )
+        self._started = False
+
+    def show(self, done: dict[str, int], running: list[str]) -> None:
+        """Show how far all runs are."""
+        total = sum(done.values())
+        if not self._started:  # what an earlier start has done says nothing about the speed
+            self._started = True
+            self._bar.initial = self._bar.n = self._bar.last_print_n = total
+            self._bar.start_t = time.time()
+        finished = sum(done[name] == length for name, length in self._lengths.items())
+        now = ", ".join(f"{name} {done[name]}/{self._lengths[name]}" for name in running)
+        self._bar.set_postfix_str(f"{finished}/{len(done)} runs; {now}", refresh=False)
+        self._bar.update(total - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        self._bar.refresh()
+        self._bar.close()
