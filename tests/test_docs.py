@@ -3,8 +3,9 @@
 ``python`` blocks run one by one, each in a namespace and a folder of its own, after the first one
 of their page, from which the others may go on. What they read is there: the built-in data set (a
 few images), ``photo.jpg``, ``data/``, and weights. ``yaml`` blocks are merged into a config and
-their backbone is built. Of ``sh`` blocks, each command is parsed by its own parser. ``miti-detr``
-and, in one process, ``train_net.py`` also run, the latter for one step of a small network.
+their backbone is built, or they are a study whose runs are planned. Of ``sh`` blocks, each command
+is parsed by its own parser. ``miti-detr`` and, in one process, ``train_net.py`` also run, the latter
+for one step of a small network; what would take minutes does not.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from PIL import Image
 
 import train_net
 from miti_detr import add_miti_detr_config
+from miti_detr.analysis.study import plan_runs, read_study
 from miti_detr.checkpoint import MitiDetrCheckpointer, to_official
 from miti_detr.cli.main import _take_overrides, build_parser, main
 from miti_detr.engine import NonFiniteError, run
@@ -168,7 +170,13 @@ def test_python(block: Block, place: Path) -> None:
 
 
 @of("yaml")
-def test_yaml(block: Block) -> None:
+def test_yaml(block: Block, tmp_path: Path) -> None:
+    if "arms:" in block.text:  # a study file, as it would stand beside those of the project
+        path = tmp_path / "configs" / "studies" / "study.yaml"
+        shutil.copytree(ROOT / "configs", tmp_path / "configs")
+        path.write_text(block.text)
+        assert plan_runs(read_study(path), tmp_path / "output")
+        return
     cfg = default_config()
     cfg.merge_from_file(str(ROOT / "configs/coco/miti_detr_R50.yaml"))
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(block.text)))
@@ -219,7 +227,7 @@ def check_miti_detr(words: list[str]) -> None:
     for file in files[0] if isinstance(files[0], list) else files:
         assert not file or (ROOT / file).is_file(), file
         check_overrides(getattr(args, "overrides", []), file or "")
-    if words[0] != "bench":  # it takes minutes
+    if words[0] not in ("bench", "compare"):  # they take minutes
         here = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
         assert main(here) == 0
 

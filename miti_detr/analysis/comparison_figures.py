@@ -3,7 +3,9 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +20,10 @@ from .curves import COLOURS, smooth
 from .statistics import mean_and_spread, paired_difference
 
 Curve = tuple[np.ndarray, np.ndarray]
-MOST_RANK_PANELS = 12
+Styles = dict[str, dict[str, Any]]
+Draw = Callable[[Axes, Styles], bool]
+_LINES = ("-", "--", ":")
+RANK_MEASURES = ("residual", "cosine", "effective_rank")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Figure:
 
 
 def draw_figures(
-    arms: Sequence[ArmResult], comparison: Comparison, folder: Path, colours: dict[str, str]
+    arms: Sequence[ArmResult], comparison: Comparison, folder: Path, styles: Styles
 ) -> list[Figure]:
     """Draw the panels of a group of arms.
 
@@ -43,7 +48,7 @@ def draw_figures(
         arms: of the group.
         comparison: for the references.
         folder: of the PNGs.
-        colours: of the arms, by name.
+        styles: of :func:`arm_styles`.
 
     Returns:
         The panels for which there are numbers.
@@ -52,7 +57,7 @@ def draw_figures(
     for key, caption, draw in _panels(arms, comparison):
         sheet = Sheet(figsize=(5.2, 3.7), dpi=110, layout="constrained")
         axis = sheet.subplots()
-        if not draw(axis, colours):
+        if not draw(axis, styles):
             continue
         axis.grid(color="0.9")
         axis.set_axisbelow(True)
@@ -65,21 +70,30 @@ def draw_figures(
     return drawn
 
 
-def arm_colours(comparison: Comparison) -> dict[str, str]:
-    """Choose a colour for each arm, the same in all figures."""
-    return {arm.name: COLOURS[i % len(COLOURS)] for i, arm in enumerate(comparison.arms)}
-
-
-Draw = Callable[[Axes, dict[str, str]], bool]
+def arm_styles(comparison: Comparison) -> Styles:
+    """Choose colour and line of each arm, the same in all figures; after seven they are dashed."""
+    return {
+        arm.name: {"color": COLOURS[i % len(COLOURS)], "linestyle": _LINES[i // len(COLOURS) % 3]}
+        for i, arm in enumerate(comparison.arms)
+    }
 
 
 def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str, str, Draw]]:
     """Name, caption and drawing function of each panel."""
 
-    def curves(read: Callable[[RunResult], Curve], label: str) -> Draw:
-        return lambda axis, colours: _draw_curves(axis, arms, read, label, colours)
+    def curves(read: Callable[[RunResult], Curve], label: str, *, in_layers: bool = False) -> Draw:
+        """Draw a curve of each arm, over iterations or over layers."""
+
+        def scale(axis: Axes, x: np.ndarray) -> np.ndarray:
+            if not in_layers:
+                return _scale_steps(axis, x, arms)
+            axis.set_xlabel("layer (0: the input)")
+            return x
+
+        return lambda axis, styles: _draw_curves(axis, arms, read, label, styles, scale)
 
     def error(run: RunResult) -> Curve:
+        """1 - AP."""
         steps, values = run.curve("AP")
         return steps, 1 - values / 100
 
@@ -95,12 +109,12 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
         (
             "difference",
             "AP minus that of the reference, paired by seed; band: 95 % interval.",
-            lambda axis, colours: _draw_differences(axis, arms, comparison, colours),
+            lambda axis, styles: _draw_differences(axis, arms, comparison, styles),
         ),
         (
             "final",
             "AP of the last evaluation, a point for each run; line: mean.",
-            lambda axis, colours: _draw_final(axis, arms, colours),
+            lambda axis, styles: _draw_final(axis, arms, styles),
         ),
         (
             "gradient",
@@ -113,10 +127,24 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
             curves(_last_layer_changes, "changed matches (%)"),
         ),
     ]
-    for key in rank_keys(arms)[:MOST_RANK_PANELS]:
-        name = key.replace("/", "_").replace(" ", "_")
-        panels.append((name, f"{key} over training.", curves(lambda r, k=key: r.curve(k), key)))  # type: ignore[misc]
+    for (stack, measure), keys in rank_keys(arms).items():
+        if measure not in RANK_MEASURES:
+            continue
+        label = measure.replace("_", " ")
+        layers = curves(partial(_by_layer, keys=keys), label, in_layers=True)
+        name = f"rank_{stack}_{measure}"
+        panels.append((name, f"Rank at the end: {label} after each layer of the {stack}.", layers))
+        last = curves(partial(RunResult.curve, metric=keys[-1]), label)
+        caption = f"Rank over training: {label} after the last layer of the {stack}."
+        panels.append((f"{name}_training", caption, last))
     return panels
+
+
+def _by_layer(run: RunResult, keys: Sequence[str]) -> Curve:
+    values = np.array([run.final(key) for key in keys])
+    present = np.isfinite(values)
+    layers = np.array([int(key.split("/layer")[1].split("/")[0]) for key in keys])
+    return layers[present], values[present]
 
 
 def _smoothed(run: RunResult, key: str) -> Curve:
@@ -149,7 +177,8 @@ def _draw_curves(
     arms: Sequence[ArmResult],
     read: Callable[[RunResult], Curve],
     label: str,
-    colours: dict[str, str],
+    styles: Styles,
+    scale: Callable[[Axes, np.ndarray], np.ndarray],
 ) -> bool:
     drawn = False
     for arm in arms:
@@ -157,14 +186,14 @@ def _draw_curves(
         if not curves:
             continue
         steps, values = common_curve(curves)
-        x = _scale_x(axis, steps, arms)
+        x = scale(axis, steps)
         mean = values.mean(axis=0)
         marker = "o" if len(x) <= 40 else ""
-        axis.plot(x, mean, color=colours[arm.name], label=arm.name, marker=marker, ms=3.5, lw=1.6)
+        axis.plot(x, mean, **styles[arm.name], label=arm.name, marker=marker, ms=3.5, lw=1.6)
         if len(values) > 1:
             spread = values.std(axis=0, ddof=1)
             axis.fill_between(
-                x, mean - spread, mean + spread, color=colours[arm.name], alpha=0.15, lw=0
+                x, mean - spread, mean + spread, color=styles[arm.name]["color"], alpha=0.15, lw=0
             )
         drawn |= bool(len(x))
     axis.set_ylabel(label)
@@ -172,7 +201,7 @@ def _draw_curves(
 
 
 def _draw_differences(
-    axis: Axes, arms: Sequence[ArmResult], comparison: Comparison, colours: dict[str, str]
+    axis: Axes, arms: Sequence[ArmResult], comparison: Comparison, styles: Styles
 ) -> bool:
     by_name = {arm.name: arm for arm in comparison.arms}
     drawn = False
@@ -186,28 +215,30 @@ def _draw_differences(
         kept = [(step, cell) for step, cell in zip(steps, found, strict=True) if cell is not None]
         if not kept:
             continue
-        x = _scale_x(axis, np.array([step for step, _ in kept]), arms)
+        x = _scale_steps(axis, np.array([step for step, _ in kept]), arms)
         means = [cell["mean"] for _, cell in kept]
-        axis.plot(x, means, color=colours[arm.name], label=arm.name, marker="o", ms=3.5, lw=1.6)
+        axis.plot(x, means, **styles[arm.name], label=arm.name, marker="o", ms=3.5, lw=1.6)
         if kept[0][1]["low"] is not None:
             low = [cell["low"] for _, cell in kept]
             high = [cell["high"] for _, cell in kept]
-            axis.fill_between(x, low, high, color=colours[arm.name], alpha=0.12, lw=0)
+            axis.fill_between(x, low, high, color=styles[arm.name]["color"], alpha=0.12, lw=0)
         drawn = True
     axis.axhline(0, color="0.4", lw=0.8)
     axis.set_ylabel("difference of AP")
     return drawn
 
 
-def _draw_final(axis: Axes, arms: Sequence[ArmResult], colours: dict[str, str]) -> bool:
+def _draw_final(axis: Axes, arms: Sequence[ArmResult], styles: Styles) -> bool:
     drawn = False
     for index, arm in enumerate(arms):
         values = [value for value in arm.values("AP") if math.isfinite(value)]
         mean = mean_and_spread(values)
         if mean is None:
             continue
-        axis.plot([index] * len(values), values, "o", color=colours[arm.name], ms=4.5, alpha=0.7)
-        axis.hlines(mean["mean"], index - 0.3, index + 0.3, color=colours[arm.name], lw=2)
+        axis.plot(
+            [index] * len(values), values, "o", color=styles[arm.name]["color"], ms=4.5, alpha=0.7
+        )
+        axis.hlines(mean["mean"], index - 0.3, index + 0.3, color=styles[arm.name]["color"], lw=2)
         drawn = True
     names = [arm.name for arm in arms]
     axis.set_xticks(range(len(arms)), names, rotation=25, ha="right", fontsize=8)
@@ -215,7 +246,7 @@ def _draw_final(axis: Axes, arms: Sequence[ArmResult], colours: dict[str, str]) 
     return drawn
 
 
-def _scale_x(axis: Axes, steps: np.ndarray, arms: Sequence[ArmResult]) -> np.ndarray:
+def _scale_steps(axis: Axes, steps: np.ndarray, arms: Sequence[ArmResult]) -> np.ndarray:
     """Iterations, or epochs where all runs know their length; labels the axis."""
     axis.xaxis.set_major_locator(MaxNLocator(nbins=7))
     if not has_epochs(arms):

@@ -7,6 +7,7 @@ A cell is a text, a number, None, or what :mod:`miti_detr.analysis.statistics` g
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from .statistics import (
     paired_difference,
     query_use,
 )
+
+_RANK_KEY = re.compile(r"rank/([^/]+)/layer(\d+)/([^/]+)")
 
 Cell = str | int | float | dict[str, Any] | None
 
@@ -302,29 +305,37 @@ def _queries(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
 
 
 def _rank(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
-    keys = rank_keys(arms)
-    if not keys:
-        return None
     rows: list[list[Cell]] = [
-        [key.removeprefix("rank/"), *(mean_and_spread(arm.values(key)) for arm in arms)]
-        for key in keys
+        [f"{stack}, {measure}", *(mean_and_spread(arm.values(keys[-1])) for arm in arms)]
+        for (stack, measure), keys in rank_keys(arms).items()
     ]
+    if not rows:
+        return None
     return Table(
         "rank",
-        "Rank of the tokens",
-        ["measure", *(arm.name for arm in arms)],
+        "Rank of the tokens after the last layer",
+        ["stack and measure", *(arm.name for arm in arms)],
         rows,
         digits=3,
-        note="The last records below rank/ of metrics.json.",
+        note="The last values of ANALYSIS.RANK_PERIOD; residual is that of equation (2) in the "
+        "1,inf norm, relative to the norm of the tokens: 0 is rank one.",
     )
 
 
-def rank_keys(arms: Sequence[ArmResult]) -> list[str]:
-    """Return the metrics below ``rank/`` of any run, sorted."""
+def rank_keys(arms: Sequence[ArmResult]) -> dict[tuple[str, str], list[str]]:
+    """Return the metrics ``rank/STACK/layerL/MEASURE`` of any run.
+
+    Returns:
+        (stack, measure) -> keys of its layers in order.
+    """
     records = [
         record for arm in arms for run in arm.runs for record in run.metrics.records.values()
     ]
-    return sorted({key for record in records for key in record if key.startswith("rank/")})
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for key in sorted({key for record in records for key in record}):
+        if match := _RANK_KEY.fullmatch(key):
+            found.setdefault((match[1], match[3]), {})[int(match[2])] = key
+    return {names: [keys[i] for i in sorted(keys)] for names, keys in found.items()}
 
 
 def has_epochs(arms: Sequence[ArmResult]) -> bool:

@@ -18,7 +18,7 @@ from miti_detr.files import write_text
 
 from .bench_child import machine
 from .comparison import Comparison
-from .comparison_figures import Figure, arm_colours, draw_figures
+from .comparison_figures import Figure, arm_styles, draw_figures
 from .comparison_tables import Table, cell_text, group_tables, runs_table
 from .differences import TRUTH, ComparedImage, draw_most_different
 
@@ -72,11 +72,11 @@ def write_report(
     Returns:
         The HTML file.
     """
-    colours = arm_colours(comparison)
+    styles = arm_styles(comparison)
     sections = []
     for index, (title, arms) in enumerate(comparison.groups.items()):
         folder = output / "figures" / f"{index + 1}"
-        figures = draw_figures(arms, comparison, folder, colours)
+        figures = draw_figures(arms, comparison, folder, styles)
         sections.append(Section(title, group_tables(arms, comparison), figures))
     first = next(iter(comparison.groups.values()))
     pictures, said = draw_most_different(

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+Numbers = Sequence[float] | np.ndarray
+
 SPIKE_WINDOW = 50  # iterations before the one that is judged
 SPIKE_FACTOR = 5.0  # robust standard deviations above their median
 # Median absolute deviation to standard deviation, for normally distributed values
 _MAD_TO_SD = 1.4826
 
 
-def mean_and_spread(values: Sequence[float]) -> dict[str, Any] | None:
+def mean_and_spread(values: Numbers) -> dict[str, Any] | None:
     """Mean and standard deviation (of a sample, n - 1) over the seeds.
 
     Args:
@@ -30,7 +32,7 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def paired_difference(
-    values: Sequence[float], reference: Sequence[float], confidence: float = 0.95
+    values: Numbers, reference: Numbers, confidence: float = 0.95
 ) -> dict[str, Any] | None:
     """Mean difference of pairs with the interval of Student's t.
 
@@ -57,7 +59,7 @@ def paired_difference(
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
-def first_reached(steps: Sequence[float], values: Sequence[float], level: float) -> float | None:
+def first_reached(steps: Numbers, values: Numbers, level: float) -> float | None:
     """Say when a curve first reaches a level.
 
     Linear between two points; before the first one the curve comes from 0 at step 0.
@@ -80,7 +82,7 @@ def first_reached(steps: Sequence[float], values: Sequence[float], level: float)
     return None
 
 
-def loss_spikes(losses: Sequence[float]) -> tuple[int, float]:
+def loss_spikes(losses: Numbers) -> tuple[int, float]:
     """Count the iterations whose loss stands out of those before it.
 
     Iteration i is a spike if loss_i > m + 5 * 1.4826 * MAD, with m the median and MAD the median
@@ -103,7 +105,7 @@ def loss_spikes(losses: Sequence[float]) -> tuple[int, float]:
     return int(spikes.sum()), float((judged / median).max())
 
 
-def largest_fall(values: Sequence[float]) -> float:
+def largest_fall(values: Numbers) -> float:
     """Return how far a curve falls at most below an earlier value; 0 for one that never falls."""
     array = np.asarray(values, dtype=float)
     return float((np.fmax.accumulate(array) - array).max(initial=0.0)) if len(array) else math.nan

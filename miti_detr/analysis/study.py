@@ -15,6 +15,10 @@ from miti_detr.files import write_text
 CHECKPOINT_PERIOD = 100  # iterations; a multiple of the 20 of a record in metrics.json
 MATCHING_IMAGES = 64
 _NAME = re.compile(r"[\w.+-]+")
+_STUDY_KEYS = (
+    *("title", "arms", "groups", "overrides", "iterations", "evaluations", "seeds", "aps"),
+    "threshold",
+)
 # Differ between the runs of an arm, or between the places of a study
 _OWN_TO_A_RUN = ("SEED", "OUTPUT_DIR")
 
@@ -124,11 +128,11 @@ def read_study(path: str | Path) -> Study:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {error}") from error
-    known = ("title", "arms", "groups", "iterations", "evaluations", "seeds", "aps", "threshold")
-    _check_keys(f"{path}", content, known, needed=("arms",))
-    seeds = int(content.get("seeds", 3))
+    _check_keys(f"{path}", content, _STUDY_KEYS, needed=("arms",))
+    common = content.get("overrides") or {}
     arms = tuple(
-        _read_arm(path, name, entry, seeds) for name, entry in dict(content["arms"]).items()
+        _read_arm(path, name, entry, common, int(content.get("seeds", 3)))
+        for name, entry in dict(content["arms"]).items()
     )
     study = Study(
         title=content.get("title", path.stem),
@@ -147,12 +151,12 @@ def read_study(path: str | Path) -> Study:
     return study
 
 
-def _read_arm(path: Path, name: str, entry: Any, seeds: int) -> Arm:
+def _read_arm(path: Path, name: str, entry: Any, common: dict[str, Any], seeds: int) -> Arm:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{path}: {name!r} cannot name a folder; use letters, digits, . _ + -")
     place = f"{path}: arm {name}"
     _check_keys(place, entry, ("config", "overrides", "seeds", "reference"), needed=("config",))
-    overrides = entry.get("overrides") or {}
+    overrides = {**common, **(entry.get("overrides") or {})}
     return Arm(
         name,
         str((path.parent / entry["config"]).resolve()),

@@ -60,7 +60,7 @@ class MatchingRecorder(hooks.EvalHook):
         )
         self._records: list[dict[str, Any]] = []
         if comm.is_main_process():
-            records = build_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=_as_it_is).dataset
+            records: Any = build_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=_as_it_is).dataset
             chosen = np.linspace(0, len(records) - 1, min(num_images, len(records)))
             self._records = [records[index] for index in chosen.round().astype(int).tolist()]
 

@@ -32,7 +32,8 @@ def write_run(
     for index, ap in enumerate(aps, start=1):
         names = ("AP50", "AP75", "APs", "APm", "APl", "AR")
         values = {f"bbox/{name}": ap + i for i, name in enumerate(names, start=1)}
-        ranks = {} if rank is None else {"rank/encoder_0": rank}
+        layers = [] if rank is None else [rank, rank / 2]
+        ranks = {f"rank/encoder/layer{i}/residual": value for i, value in enumerate(layers)}
         metrics.append({"iteration": 100 * index, "bbox/AP": ap, **values, **ranks})
     write_lines(path / "metrics.json", metrics)
     write_lines(path / "steps.json", steps)

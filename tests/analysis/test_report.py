@@ -77,7 +77,7 @@ def test_the_page_needs_nothing_else(folder: Path) -> None:
     assert len([t for t in targets if t.startswith("data:image")]) == len(pictures)
     assert {path.stem for path in pictures if path.suffix == ".png"} == {
         *("loss", "error", "recall", "difference", "final", "gradient", "matching"),
-        "rank_encoder_0",
+        *("rank_encoder_residual", "rank_encoder_residual_training"),
     }
 
 

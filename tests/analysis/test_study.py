@@ -58,6 +58,16 @@ def test_a_faulty_study_is_named(tmp_path: Path, content: dict[str, Any], messag
     assert message in str(error.value)
 
 
+def test_overrides_of_an_arm_come_before_those_of_all(tmp_path: Path) -> None:
+    common = {"SOLVER.BASE_LR": 0.1, "SEED": 3}
+    arms = {"a": {"config": DETR}, "b": {"config": DETR, "overrides": {"SOLVER.BASE_LR": 0.2}}}
+    study = read_study(write_study(tmp_path / "study.yaml", arms=arms, overrides=common))
+    assert [arm.overrides for arm in study.arms] == [
+        ("SEED", "3", "SOLVER.BASE_LR", "0.1"),
+        ("SEED", "3", "SOLVER.BASE_LR", "0.2"),
+    ]
+
+
 def test_two_configs_of_one_name() -> None:
     with pytest.raises(ValueError, match="detr, detr: for two arms of one name"):
         study_of_configs([DETR, DETR], seeds=1)
@@ -163,26 +173,22 @@ def test_a_killed_study_gives_the_same_tables(
     """40 iterations, evaluations and checkpoints each 20; killed in a step before the first
     checkpoint, in the first evaluation, before the first checkpoint is written, and in the last
     evaluation."""
-    arms = (Arm("detr", DETR, seeds=(0,)), Arm("miti", MITI, seeds=(0,), reference="detr"))
-    study = Study("", arms, {"All": ["detr", "miti"]}, iterations=40, evaluations=2)
-    straight = plan_runs(study, tmp_path / "straight", WORDS)
-    for run in straight:
-        train(run)
+    arm = Arm("miti", MITI, seeds=(0,))
+    study = Study("", (arm,), {"All": ["miti"]}, iterations=40, evaluations=2)
+    (straight,) = plan_runs(study, tmp_path / "straight", WORDS)
+    train(straight)
 
-    killed = plan_runs(study, tmp_path / "killed", WORDS)
-    points = [("step", 7), ("test", 19), ("save", 19), ("test", 40)]
-    for run in killed:
-        for place, iteration in points if run.arm.name == "miti" else points[-1:]:
-            with monkeypatch.context() as patch:
-                kill_at(patch, place, iteration)
-                with pytest.raises(Killed):
-                    train(run)
-            assert not study_runs.is_finished(run)
-        train(run)
-    assert tables_of(study, killed) == tables_of(study, straight)
-    for one, other in zip(killed, straight, strict=True):
-        assert records_of(one) == records_of(other)
-        assert sorted(path.name for path in one.path.glob("*.pth")) == ["model_final.pth"]
+    (killed,) = plan_runs(study, tmp_path / "killed", WORDS)
+    for place, iteration in (("step", 7), ("test", 19), ("save", 19), ("test", 40)):
+        with monkeypatch.context() as patch:
+            kill_at(patch, place, iteration)
+            with pytest.raises(Killed):
+                train(killed)
+        assert not study_runs.is_finished(killed)
+    train(killed)
+    assert tables_of(study, [killed]) == tables_of(study, [straight])
+    assert records_of(killed) == records_of(straight)
+    assert [path.name for path in killed.path.glob("*.pth")] == ["model_final.pth"]
 
 
 def kill_at(patch: pytest.MonkeyPatch, place: str, iteration: int) -> None:
