@@ -4,8 +4,8 @@
 of their page, from which the others may go on. What they read is there: the built-in data set (a
 few images), ``photo.jpg``, ``data/``, and weights. ``yaml`` blocks are merged into a config and
 their backbone is built, or they are a study whose runs are planned. Of ``sh`` blocks, each command
-is parsed by its own parser. ``miti-detr`` and, in one process, ``train_net.py`` also run, the latter
-for one step of a small network; what would take minutes does not.
+is parsed by its own parser. ``miti-detr`` and, in one process, ``train_net.py`` also run, for one
+step of a small network; what would take minutes does not.
 """
 
 import argparse
