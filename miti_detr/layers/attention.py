@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import dropout
+
 
 class MultiHeadAttention(nn.Module):
     """Multi-head attention by ``scaled_dot_product_attention``; no attention weights are kept.
@@ -47,15 +49,15 @@ class MultiHeadAttention(nn.Module):
             (N, Lq, C).
         """
         d_model = self.out_proj.in_features
-        q, k = self._project_query_key(query, key)
         v = F.linear(value, self.in_proj_weight[2 * d_model :], self.in_proj_bias[2 * d_model :])
-        attended = F.scaled_dot_product_attention(
-            self._split_heads(q),
-            self._split_heads(k),
-            self._split_heads(v),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        v = self._split_heads(v)
+        p = self.dropout if self.training else 0.0
+        if p > 0 and query.device.type == "cpu":
+            # With dropout torch has no fused attention on a CPU either.
+            attended = dropout(self.weights(query, key, mask), p) @ v
+        else:
+            q, k = map(self._split_heads, self._project_query_key(query, key))
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:

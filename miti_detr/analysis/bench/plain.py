@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
-from miti_detr.layers import MultiHeadAttention
+from miti_detr.layers import Dropout, MultiHeadAttention
 from miti_detr.modeling import MitiDetr, Target
 
 Match = tuple[Tensor, Tensor]  # queries and objects of one image, each (M,)
@@ -46,11 +46,13 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
 
 
 def use_plain_attention(model: nn.Module) -> None:
-    """Replace every attention of this package inside a model by its plain form, in place."""
+    """Replace every attention and dropout of this package in a model by torch's, in place."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, MultiHeadAttention):
                 setattr(parent, name, PlainAttention.of(child))
+            elif isinstance(child, Dropout):
+                setattr(parent, name, nn.Dropout(child.p))
 
 
 class PlainAttention(nn.MultiheadAttention):

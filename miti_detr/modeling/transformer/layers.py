@@ -8,7 +8,7 @@ State-dict keys are those of facebookresearch/detr ``models/transformer.py`` at 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miti_detr.layers import MultiHeadAttention
+from miti_detr.layers import Dropout, MultiHeadAttention
 
 from .residual import LayerResidual
 
@@ -33,7 +33,7 @@ class TransformerLayer(nn.Module):
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
         self.residual = LayerResidual(layer_residual)
 
