@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from miti_detr.engine import version
 from miti_detr.files import write_text
 
-from .bench_child import machine
+from .bench.meters import describe_machine
 from .comparison import Comparison
 from .comparison_figures import Figure, arm_styles, draw_figures
 from .comparison_tables import Table, cell_text, group_tables, runs_table
@@ -86,7 +86,7 @@ def write_report(
         "title": comparison.title,
         "command": command,
         "version": version(),
-        "machine": machine(),
+        "machine": describe_machine(),
         "shared": SHARED if studied else "",
         "threshold": comparison.threshold,
         "missing": [*comparison.missing, *([] if pictures else [said])],

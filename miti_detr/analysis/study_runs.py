@@ -13,8 +13,8 @@ from pathlib import Path
 
 from miti_detr.files import write_text
 
-from .bench_paper import paper_row
-from .bench_spec import BenchSpec
+from .bench.paper import paper_row
+from .bench.spec import BenchSpec
 from .study import StudyRun
 from .study_run import FINISHED_FILE
 

@@ -28,7 +28,6 @@ from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.engine import NonFiniteError, Trainer, setup_config
 from tests.engine.test_matching import SMALL
 from tests.helpers import ROOT
-from tests.loggers import kept_loggers
 from tests.small_shapes import small_shapes
 
 DETR, MITI = (str(ROOT / f"configs/shapes/{name}.yaml") for name in ("detr", "miti_detr"))
@@ -108,7 +107,7 @@ def test_the_study_of_make_compare(tmp_path: Path) -> None:
 def test_the_schedule_follows_the_budget(tmp_path: Path) -> None:
     """Drops at 2900 of 3600 iterations, and at 40 of 50 epochs, become 290 and 288 of 360."""
     for overrides, steps in (
-        ((), (290,)),
+        (("SOLVER.MAX_ITER", "3600", "SOLVER.STEPS", "(2900,)"), (290,)),
         (("SOLVER.EPOCHS", "50", "SOLVER.EPOCH_STEPS", "(40,)"), (288,)),
     ):
         arm = Arm("a", DETR, overrides, seeds=(4,))
@@ -134,7 +133,7 @@ def test_an_arm_that_was_begun_otherwise(tmp_path: Path) -> None:
 def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(study_module, "CHECKPOINT_PERIOD", 20)
     monkeypatch.setattr("detectron2.engine.defaults.collect_env_info", lambda: "not here")
-    with small_shapes(tmp_path / "datasets"), kept_loggers():
+    with small_shapes(tmp_path / "datasets"):
         yield
 
 

@@ -11,7 +11,6 @@ from miti_detr.engine import setup_config
 from tests.analysis.made_runs import write_foreign_run, write_run
 from tests.engine.test_matching import SMALL
 from tests.helpers import ROOT
-from tests.loggers import kept_loggers
 from tests.small_shapes import small_shapes
 
 Capture = pytest.CaptureFixture[str]
@@ -58,7 +57,7 @@ def test_train_and_compare(
     overrides = [str(word) for pair in SMALL.items() for word in pair]
     command = ["compare", "--config-file", *configs, *overrides, *settings, "--output", str(output)]
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))  # of the processes
-    with small_shapes(tmp_path), kept_loggers():
+    with small_shapes(tmp_path):
         assert main(command) == 0
         said = capsys.readouterr()
         assert "2/2 runs" in said.err
