@@ -180,7 +180,7 @@ def test_images_of_another_size_and_no_images(tmp_path: Path, mode: str) -> None
     with pytest.raises(ValueError, match=r"1\.png is 6 x 4 .* and 1 more images$"):
         check_datasets(cfg)
     Image.new("RGB", (4, 6)).save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match=r"\.json: the image \S*2\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"truth.json: the image \S*2\.png cannot be read \("):
         check_datasets(cfg)
 
 
