@@ -2,8 +2,9 @@
 
 from . import modeling  # registers the meta-architecture, the transformer and the backbone builder
 from .config import add_miti_detr_config
+from .modeling import pretrain  # registers UpDetr
 from .modeling.transformer import add_layer_residual
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "add_layer_residual", "add_miti_detr_config", "modeling"]
+__all__ = ["__version__", "add_layer_residual", "add_miti_detr_config", "modeling", "pretrain"]

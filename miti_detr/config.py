@@ -17,6 +17,7 @@ def add_miti_detr_config(cfg: CN) -> None:
     cfg.MODEL.DETR = CN()
     _add_transformer_keys(cfg)
     _add_prediction_keys(cfg)
+    _add_pretraining_keys(cfg)
     _add_weights_keys(cfg)
     _add_backbone_keys(cfg)
     _add_speed_keys(cfg)
@@ -73,6 +74,17 @@ def _add_prediction_keys(cfg: CN) -> None:
     detr.GIOU_WEIGHT = 2.0  # the same for the generalised IoU
     detr.NO_OBJECT_WEIGHT = 0.1  # class weight of "no object" in the cross-entropy
     detr.DEEP_SUPERVISION = True  # losses on every decoder layer, not the last one alone
+
+
+def _add_pretraining_keys(cfg: CN) -> None:
+    # MODEL.META_ARCHITECTURE UpDetr; its patches: INPUT.PATCHES
+    cfg.MODEL.UP_DETR = CN()
+    cfg.MODEL.UP_DETR.PATCH_DROPOUT = 0.1  # probability that a query is left without its patch
+    # Give the query embeddings to the patches in random order
+    cfg.MODEL.UP_DETR.QUERY_SHUFFLE = False
+    # Weight of the loss between a query's reconstruction of the feature of its patch and that
+    # feature; 0: without
+    cfg.MODEL.UP_DETR.FEATURE_WEIGHT = 1.0
 
 
 def _add_weights_keys(cfg: CN) -> None:
@@ -147,12 +159,21 @@ def _add_solver_keys(cfg: CN) -> None:
 def _add_data_keys(cfg: CN) -> None:
     # COCO-format data sets to register: a list of [name, annotation json, image folder]
     cfg.DATASETS.COCO_FORMAT = []
+    # Image folders to register, for pre-training: a list of [name, image folder]
+    cfg.DATASETS.UNLABELED = []
+    # Share of the images of TRAIN that is used, evenly spread, in (0, 1]
+    cfg.DATASETS.TRAIN_SHARE = 1.0
     # What to do with a faulty annotation (empty box, unknown category): error | drop
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
     # Shortest edges (pixels) to which an image is resized before the random crop of INPUT.CROP
     cfg.INPUT.CROP.MIN_SIZE_BEFORE = (400, 500, 600)
     # Probability of taking the path with the crop
     cfg.INPUT.CROP.PROBABILITY = 0.5
+    # Pre-training without labels (MODEL.META_ARCHITECTURE UpDetr): patches drawn of each image, M
+    # of the paper; 0: none, and the data sets have labels
+    cfg.INPUT.PATCHES = CN()
+    cfg.INPUT.PATCHES.NUMBER = 0
+    cfg.INPUT.PATCHES.SIZE = 128  # side to which a patch is resized, pixels
     cfg.TEST.IMS_PER_BATCH = 1  # images per batch of evaluation, in each process
     # Evaluate with faster-coco-eval where it is installed; the numbers are those of pycocotools
     cfg.TEST.FAST_COCO_EVAL = True

@@ -93,7 +93,7 @@ def default_config() -> CfgNode:
 def supplies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with all that snippets read."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("miti_detr", "detr"):
+    for name in ("miti_detr", "detr", "up_detr_pretrain"):
         cfg = default_config()
         cfg.merge_from_file(str(ROOT / f"configs/shapes/{name}.yaml"))
         output = folder / "output" / "shapes" / name
@@ -210,7 +210,9 @@ def check_train_net(words: list[str], monkeypatch: pytest.MonkeyPatch, place: Pa
         args.config_file = str(ROOT / args.config_file)
     small = SMALL if "/coco/" in args.config_file else SMALL[len(RESNET18) :]
     args.opts += [str(word) for word in small]
-    if "DATASETS.COCO_FORMAT" not in args.opts:
+    if "pretrain" in args.config_file:
+        args.opts += ["MODEL.DETR.NUM_CLASSES", "2"]
+    if not {"DATASETS.COCO_FORMAT", "DATASETS.UNLABELED"} & set(args.opts):
         names = ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "('shapes_val',)"]
         args.opts += names
     if "MODEL.WEIGHTS" not in args.opts:

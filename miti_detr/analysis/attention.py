@@ -72,8 +72,9 @@ def attention_maps(
     with eager_evaluation(model):
         images = model.preprocess_image([inputs])
         source, mask, position = model.encode_image(images)
+        object_queries = model.embed_queries([inputs])
         with recorded_attention(model, DecoderLayer, "multihead_attn") as decoder:
-            states = model.decode(source, mask, position)
+            states = model.decode(source, mask, position, object_queries)
         prediction = model.apply_heads(states[-1:])
         size = images.image_sizes[0]
         found = detections(prediction.logits[-1], prediction.boxes[-1], [size])[0].to("cpu")
@@ -85,7 +86,7 @@ def attention_maps(
         grid = _Grid(mask[0])
         tokens = torch.tensor([grid.token(x * scale[0], y * scale[1]) for x, y in chosen])
         with recorded_attention(model, EncoderLayer, "self_attn", tokens) as encoder:
-            model.decode(source, mask, position)
+            model.decode(source, mask, position, object_queries)
     return AttentionMaps(
         queries=shown,
         decoder=grid.maps([weights[:, queries] for weights in decoder], len(queries)),

@@ -12,6 +12,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode, Instances
 from PIL import Image
 
+from miti_detr.data.unlabeled import IMAGE_SUFFIXES
 from miti_detr.engine.predictor import Predictor
 from miti_detr.files import replacing, write_text
 
@@ -20,7 +21,6 @@ from .drawing import draw_instances, resize_for_reading, to_picture
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What Pillow raises for files that are missing, no images, cut off, or absurdly large.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # Pictures with a shorter longest side (pixels) are drawn enlarged to it: labels need room.
@@ -54,7 +54,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            inside = (f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
             found.update(dict.fromkeys(sorted(inside)))
         else:
             found[path] = None

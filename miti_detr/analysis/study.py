@@ -10,6 +10,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from miti_detr.engine import setup_config
+from miti_detr.engine.launch import check_weights
 from miti_detr.files import write_text
 
 CHECKPOINT_PERIOD = 100  # iterations; a multiple of the 20 of a record in metrics.json
@@ -189,19 +190,33 @@ def plan_runs(study: Study, output: Path, overrides: Sequence[str] = ()) -> list
 
     Raises:
         ValueError: a config is faulty, or not the one that an arm in ``output`` was begun with.
+        FileNotFoundError: the weights that an arm starts from are not there.
     """
     runs = []
     for arm in study.arms:
         own = [*arm.overrides, *overrides]
         cfg = setup_config(arm.config_file, own)
+        if cfg.INPUT.PATCHES.NUMBER > 0:
+            raise ValueError(
+                f"arm {arm.name} is a pre-training, which finds no objects: compare what is "
+                "fine-tuned from it, by MODEL.WEIGHTS"
+            )
         options = [*own, *_analysis(cfg), *_schedule(cfg, study)]
         cfg = setup_config(arm.config_file, options)
+        _check_start(arm, cfg)
         _keep_config(cfg, output / arm.name / "arm.yaml")
         for seed in arm.seeds:
             path = output / arm.name / f"seed_{seed}"
             own_to_run = ("SEED", str(seed), "OUTPUT_DIR", str(path))
             runs.append(StudyRun(arm, seed, path, (*options, *own_to_run), cfg.SOLVER.MAX_ITER))
     return sorted(runs, key=lambda run: run.seed)  # keeps the order of the arms
+
+
+def _check_start(arm: Arm, cfg: CfgNode) -> None:
+    try:
+        check_weights(cfg)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"arm {arm.name}: {error}") from error
 
 
 def _analysis(cfg: CfgNode) -> list[str]:

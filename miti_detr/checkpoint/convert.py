@@ -11,7 +11,14 @@ from torch import Tensor
 
 from . import class_head
 from .errors import CheckpointError
-from .tables import BACKBONE_SOURCES, SOURCES, Row, pattern_regex
+from .tables import (
+    BACKBONE_SOURCES,
+    PRETRAINING_KEY,
+    PRETRAINING_ONLY,
+    SOURCES,
+    Row,
+    pattern_regex,
+)
 
 StateDict = dict[str, Tensor]
 PRE_NORM_KEY = "transformer.encoder.norm.weight"
@@ -65,6 +72,7 @@ def convert_state_dict(
     *,
     num_classes: int | None,
     source: str | None = None,
+    pretraining: bool = False,
 ) -> tuple[StateDict, ConversionReport]:
     """Convert a state dict to the keys of ``MitiDetr``.
 
@@ -74,6 +82,8 @@ def convert_state_dict(
             classes; another number of rows than K + 1 leaves the head out. None: 80 for a head by
             COCO id, otherwise what the source has.
         source: key of :data:`SOURCES`; None: recognised by the keys.
+        pretraining: the model is an ``UpDetr``. Another one takes over the weights of UP-DETR
+            pre-training without its class head, patch projection and feature head.
 
     Returns:
         The new state dict, in the order of the source, and what was done.
@@ -94,10 +104,18 @@ def convert_state_dict(
         )
     tensors = {key: torch.as_tensor(value) for key, value in state_dict.items()}
     result, dropped = _apply(rows, tensors, label)
+    pretrained = PRETRAINING_KEY in result and not pretraining
+    if pretrained:
+        left = tuple(key for key in result if key.startswith(PRETRAINING_ONLY))
+        dropped += left
+        for key in left:
+            del result[key]
     reinitialised, notes = _fit_class_head(result, num_classes)
     mapped = len(tensors) - len(dropped) - len(reinitialised)
-    if source == "up_detr_pretrain":
+    if pretrained:
         reinitialised = class_head.KEYS
+        if source == "ours":  # the label does not say it
+            notes += ("weights of UP-DETR pre-training",)
     return result, ConversionReport(
         source=source,
         mapped=mapped,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .convert import ConversionReport, StateDict, convert_state_dict
 from .errors import CheckpointError
-from .tables import BACKBONE_SOURCES
+from .tables import BACKBONE_SOURCES, PRETRAINING_KEY
 from .variant import (
     RECORD_KEY,
     Variant,
@@ -54,7 +54,9 @@ def prepare_weights(
     recorded = top.pop(RECORD_KEY, None)
     head = own.get("class_embed.weight")
     state, report = convert_state_dict(
-        state_dict, num_classes=None if head is None else len(head) - 1
+        state_dict,
+        num_classes=None if head is None else len(head) - 1,
+        pretraining=PRETRAINING_KEY in own,
     )
     lines = [report.summary()]
     if report.source not in BACKBONE_SOURCES:

@@ -15,6 +15,7 @@ from .class_head import KEYS
 from .convert import recognise
 from .errors import CheckpointError
 from .fit import prepare_weights
+from .tables import PRETRAINING_KEY
 from .variant import (
     RECORD_KEY,
     check_variant,
@@ -65,7 +66,8 @@ def adapt_state_dict(
     if source is None or (source == "ours" and record is None):
         return state  # for nn.Module to judge
     variant = variant_of(model) or {}
-    if source == "ours":
+    pretrained = PRETRAINING_KEY in state and PRETRAINING_KEY not in dict(model.named_parameters())
+    if source == "ours" and not pretrained:
         said = check_variant(variant, weights_variant(record, stated), for_training=allow_other)
         for line in (said, restore_strength(model, record)):
             if line:

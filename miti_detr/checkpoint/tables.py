@@ -151,14 +151,7 @@ _POSITIONS: tuple[Row, ...] = (
 _MASK_HEAD = (Row("bbox_attention.{rest}", None), Row("mask_head.{rest}", None))
 
 DETR = (*under("backbone.0.body.", TORCHVISION_RESNET, _BODY), *_POSITIONS, *_DETECTOR)
-# Its class head tells "a patch of this image" from "nothing": of no use for a detector, and the
-# only detector part that its fine-tuning does not take over.
-UP_DETR_PRETRAIN = (
-    Row("class_embed.{p}", None),
-    Row("patch2query.{p}", None),
-    Row("feature_align.layers.{i}.{p}", None),
-    *DETR,
-)
+UP_DETR_PRETRAIN = (*DETR, *_same("patch2query.{p}", "feature_align.layers.{i}.{p}"))
 D2_WRAPPER = (
     *under("detr.backbone.0.backbone.", DETECTRON2_RESNET, _BODY),
     *under("detr.", (*_POSITIONS, *_DETECTOR)),
@@ -240,6 +233,8 @@ class Source(NamedTuple):
 
 # In the order of trial: a more special one stands before the general one that it resembles.
 SOURCES: dict[str, Source] = {
+    # Keys pass as they are: below our prefixes any backbone and transformer may stand.
+    "ours": Source("miti_detr", "backbone.body.", (Row("{rest}", "{rest}"),)),
     "deformable_detr": Source("Deformable-DETR", "transformer.level_embed", None),
     "up_detr_pretrain": Source("UP-DETR pre-training", "patch2query.", UP_DETR_PRETRAIN),
     "detr": Source("official DETR", "backbone.0.body.", DETR),
@@ -263,14 +258,21 @@ SOURCES: dict[str, Source] = {
     "torchvision_resnet": Source(
         "torchvision ResNet",
         "layer1.0.conv1.",
-        (*under("", TORCHVISION_RESNET, _BODY), Row("fc.{p}", None)),
+        # SwAV's has a projection and prototypes in place of the classifier.
+        (
+            *under("", TORCHVISION_RESNET, _BODY),
+            *(Row(f"{head}.{{rest}}", None) for head in ("fc", "projection_head", "prototypes")),
+        ),
     ),
     "detectron2_resnet": Source(
         "Detectron2 ResNet",
         "res2.0.conv1.",
         (*under("", DETECTRON2_RESNET, _BODY), Row("stem.fc.{p}", None)),
     ),
-    # Last. Keys pass as they are: below our prefixes any backbone and transformer may stand.
-    "ours": Source("miti_detr", "backbone.body.", (Row("{rest}", "{rest}"),)),
 }
 BACKBONE_SOURCES = ("torchvision_resnet", "detectron2_resnet")
+
+# A model that has this key pre-trains. Other models take over all but these of its weights: the
+# class head, too, which tells "a patch of this image" from "nothing".
+PRETRAINING_KEY = "patch2query.weight"
+PRETRAINING_ONLY = ("patch2query.", "feature_align.", "class_embed.")

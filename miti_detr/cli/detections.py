@@ -1,4 +1,7 @@
-"""``miti-detr detections``: truth and detections side by side on images of a data set."""
+"""``miti-detr detections``: truth and detections side by side on images of a data set.
+
+Of a model of pre-training: patches, and where it finds them.
+"""
 
 import argparse
 from pathlib import Path
@@ -11,7 +14,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "detections",
         help="draw truth and detections side by side",
-        description="Draws truth (left) and detections (right) on images of a data set.",
+        description="Draws truth (left) and detections (right) on images of a data set. For a "
+        "model of pre-training: patches of the images (left), and where it finds them (right).",
     )
     add_model_arguments(parser)
     parser.add_argument("--dataset", metavar="NAME", help="default: the first of DATASETS.TEST")
@@ -24,12 +28,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Draw and say where the picture is."""
     from miti_detr.analysis.detections import draw_detections
+    from miti_detr.analysis.patches import draw_patches
     from miti_detr.engine.predictor import Predictor, load_config
 
     cfg = load_config(args.config_file, weights=args.weights, overrides=args.overrides)
     dataset = args.dataset or next(iter(cfg.DATASETS.TEST), None)
     if dataset is None:
         raise ValueError("DATASETS.TEST is empty; name a data set with --dataset")
+    if cfg.INPUT.PATCHES.NUMBER > 0:
+        draw_patches(cfg, dataset, Path(args.output), images=args.images)
+        print(args.output)
+        return 0
     draw_detections(
         Predictor(cfg),
         dataset,

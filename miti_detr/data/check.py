@@ -25,6 +25,7 @@ from .annotations import (
     read_coco_json,
 )
 from .coco_format import check_bad_annotations_key, prepare_files
+from .unlabeled import check_unlabeled
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
       whether faulty ones stop the run (``error``) or are dropped (``drop``: the counts are logged);
     - all data sets have the same classes, as many as ``MODEL.DETR.NUM_CLASSES``;
     - a warning where a training image has more objects than there are object queries.
+
+    Of data sets for pre-training (``INPUT.PATCHES.NUMBER``) only the images are looked at.
 
     Args:
         cfg: after :func:`~miti_detr.data.register_coco_format`.
@@ -84,6 +87,9 @@ def _check_on_main_process(cfg: CfgNode, eval_only: bool) -> None:
         raise ValueError(
             f"DATASETS.{'TEST' if eval_only else 'TRAIN'} is empty: name a registered data set"
         )
+    if cfg.INPUT.PATCHES.NUMBER > 0:
+        check_unlabeled(list(dict.fromkeys((*train, *test))))
+        return
     reference: _DataSet | None = None
     for name in dict.fromkeys((*train, *test)):
         data = _read(cfg, name, trained=name in train, tested=name in test)

@@ -55,7 +55,7 @@ def register_coco_format(cfg: CfgNode) -> None:
             )
         name, json_file, image_root = entry[0], *(os.path.expanduser(path) for path in entry[1:])
         source = (os.path.abspath(json_file), os.path.abspath(image_root))
-        _forget_earlier(name, source)
+        forget_earlier("DATASETS.COCO_FORMAT", name, source)
         prepare: Callable[[], None] | None = None
         if cfg.DATASETS.BAD_ANNOTATIONS == "drop":
             clean = os.path.join(cfg.OUTPUT_DIR, "clean_annotations", f"{name}.json")
@@ -145,8 +145,17 @@ def _is_triple(entry: Any) -> bool:
     )
 
 
-def _forget_earlier(name: str, source: tuple[str, str]) -> None:
-    """Unregister what an earlier call registered under this name, from the same paths."""
+def forget_earlier(key: str, name: str, source: tuple[str, str]) -> None:
+    """Unregister what an earlier call registered under a name, from the same paths.
+
+    Args:
+        key: of the config, for the error.
+        name: of the data set.
+        source: its annotation file ("" if it has none) and its image folder.
+
+    Raises:
+        ValueError: the name is that of another data set.
+    """
     if name not in DatasetCatalog:
         return
     metadata = MetadataCatalog.get(name)
@@ -154,7 +163,7 @@ def _forget_earlier(name: str, source: tuple[str, str]) -> None:
     if known != source:
         known = known or (metadata.get("json_file"), metadata.get("image_root"))
         raise ValueError(
-            f"DATASETS.COCO_FORMAT: the name {name!r} with {source} is already that of a data set "
+            f"{key}: the name {name!r} with {source} is already that of a data set "
             f"with {known}: choose another name"
         )
     DatasetCatalog.remove(name)

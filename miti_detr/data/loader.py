@@ -27,7 +27,7 @@ from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from .annotations import drop_faulty
-from .mapper import DetrDatasetMapper
+from .patches import build_mapper
 from .sampler import SeededBatchSampler, sample_seeds
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any] | None]
@@ -45,7 +45,7 @@ def build_train_loader(
     Args:
         cfg: the data sets of ``DATASETS.TRAIN``; ``SOLVER.IMS_PER_BATCH`` images in all processes
             together.
-        mapper: called with a dataset dict; None: :class:`DetrDatasetMapper`. It may draw from
+        mapper: called with a dataset dict; None: that of :func:`build_mapper`. It may draw from
             ``random``, ``numpy.random`` and ``torch``, all of which are seeded for each sample, and
             may return None to skip to the next image.
         start_iter: the first iteration. ``loader.batch_sampler.start_iter`` may be set until the
@@ -62,7 +62,7 @@ def build_train_loader(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN!r} is not supported: its "
             "order cannot be resumed at an iteration; use 'TrainingSampler'"
         )
-    dicts = _load_dicts(cfg, list(cfg.DATASETS.TRAIN))
+    dicts = _share(_load_dicts(cfg, list(cfg.DATASETS.TRAIN)), cfg.DATASETS.TRAIN_SHARE)
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in dicts[0]:
         dicts = filter_images_with_only_crowd_annotations(dicts)
     sampler = SeededBatchSampler(
@@ -73,7 +73,7 @@ def build_train_loader(
         world_size=comm.get_world_size(),
         start_iter=start_iter,
     )
-    mapper = DetrDatasetMapper(cfg, is_train=True) if mapper is None else mapper
+    mapper = build_mapper(cfg, is_train=True) if mapper is None else mapper
     dataset = _SeededDataset(DatasetFromList(dicts, copy=False), mapper, cfg.SEED)
     return DataLoader(
         dataset,
@@ -92,7 +92,7 @@ def build_test_loader(
         cfg: ``TEST.IMS_PER_BATCH`` images in each batch. With more than one, images of like shape
             come together, to save padding; where records have no size, they stay in order.
         dataset_name: a registered data set.
-        mapper: None: :class:`DetrDatasetMapper` for inference.
+        mapper: None: that of :func:`build_mapper` for inference.
 
     Returns:
         A loader of lists of what the mapper returns; the last one may be shorter.
@@ -100,7 +100,7 @@ def build_test_loader(
     dicts = _load_dicts(cfg, [dataset_name])
     if cfg.TEST.IMS_PER_BATCH > 1:
         dicts = sorted(dicts, key=_shape)
-    mapper = DetrDatasetMapper(cfg, is_train=False) if mapper is None else mapper
+    mapper = build_mapper(cfg, is_train=False) if mapper is None else mapper
     return DataLoader(
         MapDataset(DatasetFromList(dicts, copy=False), mapper),
         batch_size=cfg.TEST.IMS_PER_BATCH,
@@ -155,11 +155,21 @@ def _load_dicts(cfg: CfgNode, names: list[str]) -> list[dict[str, Any]]:
             raise ValueError(
                 f"The data set {name!r} is a {type(found).__name__}: register a list of dicts"
             )
-        if cfg.DATASETS.BAD_ANNOTATIONS == "drop":
+        if cfg.INPUT.PATCHES.NUMBER > 0:  # its labels are not used
+            found = [{k: v for k, v in d.items() if k != "annotations"} for d in found]
+        elif cfg.DATASETS.BAD_ANNOTATIONS == "drop":
             classes = MetadataCatalog.get(name).get("thing_classes", ())
             found = drop_faulty(found, len(classes) or cfg.MODEL.DETR.NUM_CLASSES)
         dicts += found
     return dicts
+
+
+def _share(dicts: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+    """A part of the images, evenly spread, at least one."""
+    if not 0 < share <= 1:
+        raise ValueError(f"DATASETS.TRAIN_SHARE is {share}; needed: 0 < share <= 1")
+    count = max(1, round(share * len(dicts)))
+    return [dicts[index * len(dicts) // count] for index in range(count)]
 
 
 def _aspect_groups(dicts: list[dict[str, Any]]) -> list[int]:

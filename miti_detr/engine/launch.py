@@ -92,14 +92,24 @@ def check_run(args: argparse.Namespace) -> CfgNode:
         raise ValueError(f"--num-gpus {args.num_gpus}, but {torch.cuda.device_count()} are here")
     resumed = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     if not resumed:
-        _check_weights(cfg, needed=args.eval_only)
+        check_weights(cfg, needed=args.eval_only)
     _check_output_dir(cfg.OUTPUT_DIR)
     setup_run_logger(cfg.OUTPUT_DIR)  # what is said of the data belongs into the log of the run
     check_datasets(cfg, eval_only=args.eval_only)
     return cfg
 
 
-def _check_weights(cfg: CfgNode, *, needed: bool) -> None:
+def check_weights(cfg: CfgNode, *, needed: bool = False) -> None:
+    """Check that ``MODEL.WEIGHTS`` is there.
+
+    Args:
+        cfg: of a run.
+        needed: it must not be empty, either.
+
+    Raises:
+        ValueError: it is empty.
+        FileNotFoundError: there is no such file.
+    """
     weights = cfg.MODEL.WEIGHTS.partition("?")[0]  # Detectron2 takes options behind a "?"
     if needed and not weights:
         raise ValueError("MODEL.WEIGHTS is empty: there is nothing to evaluate")

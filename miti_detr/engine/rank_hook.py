@@ -14,7 +14,7 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import HookBase
 from torch import nn
 
-from miti_detr.data import DetrDatasetMapper
+from miti_detr.data import build_mapper
 from miti_detr.rank import measure_rank
 
 # Of the measures those that say something by themselves, not the parts of equation (14).
@@ -63,7 +63,7 @@ class RankHook(HookBase):
             records = get_detection_dataset_dicts([name], filter_empty=False)
             count = min(cfg.ANALYSIS.RANK_IMAGES, len(records))
             chosen = np.linspace(0, len(records) - 1, count).round().astype(int).tolist()
-            mapper = DetrDatasetMapper(cfg, is_train=False)
+            mapper = build_mapper(cfg, is_train=False)
             inputs = [mapper(records[index]) for index in chosen]
         return {"period": cfg.ANALYSIS.RANK_PERIOD, "inputs": [x for x in inputs if x is not None]}
 

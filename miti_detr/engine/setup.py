@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 import miti_detr
 from miti_detr.config import add_miti_detr_config
-from miti_detr.data import register_coco_format
+from miti_detr.data import register_coco_format, register_unlabeled
 from miti_detr.layers import PADDING_MASK_RULES
 from miti_detr.modeling.transformer import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS
 
@@ -52,6 +52,9 @@ _AT_LEAST: dict[str, int] = {
     "MODEL.DETR.RESIDUAL_RAMP_ITERS": 0,
     "MODEL.DETR.NUM_OBJECT_QUERIES": 1,
     "MODEL.DETR.NHEADS": 1,
+    "INPUT.PATCHES.NUMBER": 0,
+    "INPUT.PATCHES.SIZE": 1,
+    "MODEL.UP_DETR.FEATURE_WEIGHT": 0,
     "ANALYSIS.RANK_PERIOD": 0,
     "ANALYSIS.RANK_IMAGES": 1,
     "ANALYSIS.MATCHING_IMAGES": 0,
@@ -63,8 +66,8 @@ def setup_config(
 ) -> CfgNode:
     """Read and check a config as ``train_net.py`` and ``miti-detr`` do.
 
-    Registers the data sets of ``DATASETS.COCO_FORMAT``; reads no data. Without a CUDA device,
-    ``MODEL.DEVICE`` falls back to ``cpu``, with one warning.
+    Registers the data sets of ``DATASETS.COCO_FORMAT`` and ``UNLABELED``; reads no data. Without a
+    CUDA device, ``MODEL.DEVICE`` falls back to ``cpu``, with one warning.
 
     Args:
         config_file: YAML file; "" for the defaults.
@@ -83,6 +86,7 @@ def setup_config(
     add_miti_detr_config(cfg)
     _merge(cfg, config_file, list(opts))
     register_coco_format(cfg)
+    register_unlabeled(cfg)
     resolve_device(cfg)
     check_config(cfg, world_size=world_size or comm.get_world_size())
     return cfg
@@ -159,6 +163,7 @@ def check_config(cfg: CfgNode, *, world_size: int = 1) -> None:
         raise ValueError("TEST.PRECISE_BN.ENABLED is True, which is not supported; set it to False")
     _check_epochs(cfg)
     _check_amp(cfg)
+    _check_patches(cfg)
 
 
 def resolve_schedule(cfg: CfgNode, num_images: int | None) -> None:
@@ -251,6 +256,20 @@ def _check_amp(cfg: CfgNode) -> None:
     if amp.ENABLED and amp.PRECISION == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
         raise ValueError(
             "SOLVER.AMP.PRECISION is 'float16', which needs a GPU; on a CPU set it to bfloat16"
+        )
+
+
+def _check_patches(cfg: CfgNode) -> None:
+    patches, model = cfg.INPUT.PATCHES.NUMBER, cfg.MODEL.META_ARCHITECTURE
+    if (model == "UpDetr") != (patches > 0):
+        needed = "at least 1" if model == "UpDetr" else "0, or MODEL.META_ARCHITECTURE UpDetr"
+        raise ValueError(f"INPUT.PATCHES.NUMBER is {patches}; a {model} needs {needed}")
+    if patches > 0 and cfg.INPUT.CROP.ENABLED:
+        raise ValueError("INPUT.CROP.ENABLED is True, which may cut patches away: set it to False")
+    if patches > 0 and cfg.ANALYSIS.MATCHING_IMAGES > 0:
+        raise ValueError(
+            f"ANALYSIS.MATCHING_IMAGES is {cfg.ANALYSIS.MATCHING_IMAGES}; it follows labelled "
+            "objects, which pre-training does not have: set it to 0"
         )
 
 

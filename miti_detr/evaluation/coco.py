@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.structures import BoxMode
@@ -24,23 +23,10 @@ from miti_detr.files import write_text
 
 logger = logging.getLogger(__name__)
 
-# Recalls among the twelve statistics of COCO; Detectron2 reports the first six, the precisions.
+# The twelve statistics of COCO; Detectron2 reports the first six, the precisions.
+_PRECISIONS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5}
 RECALLS = {"AR1": 6, "AR10": 7, "AR": 8, "ARs": 9, "ARm": 10, "ARl": 11}
-
-
-def build_evaluator(
-    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-) -> "BoxEvaluator":
-    """Build the evaluator of a data set, which need not be in COCO format.
-
-    Args:
-        cfg: uses ``OUTPUT_DIR`` and ``TEST.FAST_COCO_EVAL``.
-        dataset_name: a registered data set.
-        output_folder: for predictions and results; None: ``OUTPUT_DIR/inference/{dataset_name}``.
-    """
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    os.makedirs(folder, exist_ok=True)
-    return BoxEvaluator(dataset_name, folder, fast=cfg.TEST.FAST_COCO_EVAL)
+STATISTICS = {**_PRECISIONS, **RECALLS}
 
 
 class BoxEvaluator(COCOEvaluator):
@@ -60,7 +46,7 @@ class BoxEvaluator(COCOEvaluator):
                 same.
         """
         super().__init__(dataset_name, ("bbox",), True, output_dir, use_fast_impl=False)
-        self._eval_class = (_fast_class() if fast else None) or COCOeval
+        self._eval_class = eval_class(fast)
 
     @property
     def is_fast(self) -> bool:
@@ -159,6 +145,11 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def eval_class(fast: bool) -> Any:
+    """The class that evaluates: faster-coco-eval's if asked for and installed, or pycocotools'."""
+    return (_fast_class() if fast else None) or COCOeval
 
 
 def _fast_class() -> Any:

@@ -3,7 +3,8 @@
 L decoder layers, N images, Q queries, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.utils import comm
@@ -13,6 +14,26 @@ from torch import Tensor, nn
 from .losses import box_losses, cardinality_errors, class_error, classification_losses
 from .matcher import HungarianMatcher
 from .targets import Target
+
+
+class Matches(NamedTuple):
+    """Which prediction was given which object: M matches in each of L decoder layers.
+
+    Attributes:
+        layer: (L M) of the L layers that have losses.
+        image: (L M).
+        query: (L M).
+        target: (L M) the object, counted over all images of the batch.
+        num_layers: L; the first M entries are of its first layer, and so on.
+        num_boxes: scalar, the normaliser of losses of matches.
+    """
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    num_layers: int
+    num_boxes: Tensor
 
 
 class SetCriterion(nn.Module):
@@ -64,7 +85,11 @@ class SetCriterion(nn.Module):
         self.register_buffer("empty_weight", empty_weight, persistent=False)
 
     def forward(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Sequence[Target],
+        further: Callable[[Matches], dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the weighted losses.
 
@@ -74,20 +99,34 @@ class SetCriterion(nn.Module):
             logits: (L, N, Q, K+1), decoder layers in order.
             boxes: (L, N, Q, 4) ``cxcywh``, relative to the un-padded image.
             targets: the objects of the N images.
+            further: makes further weighted losses of the matches, each (L,).
 
         Returns:
-            ``loss_ce``, ``loss_bbox``, ``loss_giou`` of the last decoder layer, and with deep
-            supervision the same with suffix ``_0``, ``_1``, ... of the earlier layers.
+            ``loss_ce``, ``loss_bbox``, ``loss_giou`` and further ones of the last decoder layer,
+            and with deep supervision the same with suffix ``_0``, ``_1``, ... of the earlier
+            layers.
         """
         if not self.deep_supervision:
             logits, boxes = logits[-1:], boxes[-1:]
         with torch.autocast(logits.device.type, enabled=False):
             logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
-            return self._losses(logits, boxes, targets)
+            losses = self._losses(logits, boxes, targets, further)
+        # One unbind for each name: its backward is one stack, that of indices an addition for each.
+        by_layer = {name: values.unbind() for name, values in losses.items()}
+        return {
+            name + suffix: values[index]
+            for index, suffix in enumerate(_suffixes(len(logits)))
+            for name, values in by_layer.items()
+        }
 
     def _losses(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        targets: Sequence[Target],
+        further: Callable[[Matches], dict[str, Tensor]] | None,
     ) -> dict[str, Tensor]:
+        """Weighted losses by name, each (L,)."""
         matches = self.matcher.match_layers(logits, boxes, targets)
         layer, image, query, target = matches.to(logits.device)
         counts = torch.tensor([len(t["labels"]) for t in targets], device=logits.device)
@@ -103,18 +142,21 @@ class SetCriterion(nn.Module):
             counts.sum().to(logits.dtype), class_weights[classes[0]].sum()
         )
         ce = classification_losses(logits, classes, class_weights, normalizer)
+        num_boxes = num_boxes.clamp(min=1)
         predicted = boxes[layer, image, query].view(len(logits), -1, 4)
-        l1, giou = box_losses(predicted, truth.view_as(predicted), num_boxes.clamp(min=1))
+        l1, giou = box_losses(predicted, truth.view_as(predicted), num_boxes)
         if has_event_storage():
             last = slice(len(query) - predicted.shape[1], None)  # the last layer's matches
             error = class_error(logits[-1, image[last], query[last]], labels[last])
             self._log(error, cardinality_errors(logits, counts))
-        weighted = (self.class_weight * ce, self.l1_weight * l1, self.giou_weight * giou)
-        return {
-            name + suffix: value
-            for suffix, *values in zip(_suffixes(len(logits)), *weighted, strict=True)
-            for name, value in zip(("loss_ce", "loss_bbox", "loss_giou"), values, strict=True)
+        losses = {
+            "loss_ce": self.class_weight * ce,
+            "loss_bbox": self.l1_weight * l1,
+            "loss_giou": self.giou_weight * giou,
         }
+        if further is not None:
+            losses |= further(Matches(layer, image, query, target, len(logits), num_boxes))
+        return losses
 
     def _log(self, class_error: Tensor, cardinality_errors: Tensor) -> None:
         """Diagnostics: a scalar, and (L,). One copy to the host for all."""

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from miti_detr.checkpoint import adapt_state_dict, record_variant
@@ -25,8 +25,9 @@ from .criterion import SetCriterion
 from .heads import SetPrediction, predict_set
 from .matcher import HungarianMatcher
 from .postprocess import detections
+from .queries import ObjectQueries
 from .recompute import recompute_activations
-from .targets import targets_from_instances
+from .targets import Target, targets_from_instances
 from .transformer import LayerResidual, ResidualTransformer, build_transformer
 
 
@@ -53,8 +54,9 @@ class MitiDetr(nn.Module):
     """Detection as set prediction: backbone, transformer, one box and class per object query.
 
     The stages of :meth:`forward` are methods of their own: :meth:`preprocess_image`,
-    :meth:`encode_image`, :meth:`decode`, then :meth:`losses` or :meth:`inference`. State-dict keys
-    are the published ones except below ``backbone.body``, which are the Detectron2 backbone's.
+    :meth:`embed_queries`, :meth:`encode_image`, :meth:`decode`, :meth:`apply_heads`, then
+    :meth:`losses` or :meth:`inference`. State-dict keys are the published ones except below
+    ``backbone.body``, which are the Detectron2 backbone's.
     """
 
     pixel_mean: Tensor
@@ -253,10 +255,11 @@ class MitiDetr(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         with self._precision():
-            states = self.decode(*self.encode_image(images))
+            queries = self.embed_queries(batched_inputs)
+            states = self.decode(*self.encode_image(images), queries)
             prediction = self.apply_heads(states if self.training else states[-1:])
         if self.training:
-            return self.losses(prediction, batched_inputs)
+            return self.losses(prediction, batched_inputs, queries)
         return self.inference(prediction, batched_inputs, images.image_sizes)
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> SetPrediction:
@@ -270,7 +273,8 @@ class MitiDetr(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         with self._precision():
-            return self.apply_heads(self.decode(*self.encode_image(images)))
+            queries = self.embed_queries(batched_inputs)
+            return self.apply_heads(self.decode(*self.encode_image(images), queries))
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Autocast in evaluation mode, if it is asked for."""
@@ -307,10 +311,18 @@ class MitiDetr(nn.Module):
         source = self.input_proj(feature)
         return source, mask, self.position_encoding(mask).to(source.dtype)
 
-    def decode(self, source: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+    def embed_queries(self, batched_inputs: list[dict[str, Any]]) -> ObjectQueries:
+        """The object queries of a batch: here the same for any."""
+        return ObjectQueries(self.query_embed.weight)
+
+    def decode(
+        self, source: Tensor, mask: Tensor, position: Tensor, queries: ObjectQueries
+    ) -> Tensor:
         """Decoder states (L, N, Q, C) of the object queries."""
         padding = mask.to(source.device) if mask.any() else None
-        states, _ = self.transformer(source, padding, self.query_embed.weight, position)
+        # By keyword, and only if there is one: not every registered transformer needs to know it.
+        grouped = {} if queries.mask is None else {"query_mask": queries.mask}
+        states, _ = self.transformer(source, padding, queries.embed, position, **grouped)
         return states
 
     def apply_heads(self, states: Tensor) -> SetPrediction:
@@ -318,22 +330,34 @@ class MitiDetr(nn.Module):
         return predict_set(states, self.class_embed, self.bbox_embed)
 
     def losses(
-        self, prediction: SetPrediction, batched_inputs: list[dict[str, Any]]
+        self,
+        prediction: SetPrediction,
+        batched_inputs: list[dict[str, Any]],
+        queries: ObjectQueries,
     ) -> dict[str, Tensor]:
         """Weighted losses against the ``instances`` of the inputs.
+
+        Args:
+            prediction: of all decoder layers.
+            batched_inputs: as in :meth:`forward`.
+            queries: what the decoder was asked; for models that learn from that, too.
 
         Raises:
             ValueError: if the inputs have none, or class indices outside the model's.
         """
+        targets = self.targets(batched_inputs, prediction.boxes.dtype)
+        return self.criterion(prediction.logits, prediction.boxes, targets)
+
+    def targets(self, batched_inputs: list[dict[str, Any]], dtype: torch.dtype) -> list[Target]:
+        """The objects of the inputs, boxes in ``dtype``; raises as :meth:`losses` does."""
         if "instances" not in batched_inputs[0]:
             raise ValueError("training inputs need 'instances'; use model.eval() for inference")
-        targets = targets_from_instances(
+        return targets_from_instances(
             [x["instances"] for x in batched_inputs],
             num_classes=self.num_classes,
             device=self.device,
-            dtype=prediction.boxes.dtype,
+            dtype=dtype,
         )
-        return self.criterion(prediction.logits, prediction.boxes, targets)
 
     def inference(
         self,
@@ -342,7 +366,7 @@ class MitiDetr(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
     ) -> list[dict[str, Any]]:
         """Detections of the last decoder layer, in each input's output frame."""
-        results = detections(prediction.logits[-1], prediction.boxes[-1], image_sizes)
+        results = self.read_detections(prediction, image_sizes)
         return [
             {
                 "instances": detector_postprocess(
@@ -351,3 +375,9 @@ class MitiDetr(nn.Module):
             }
             for result, inputs, size in zip(results, batched_inputs, image_sizes, strict=True)
         ]
+
+    def read_detections(
+        self, prediction: SetPrediction, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Instances]:
+        """One detection of each query of the last decoder layer, see :func:`detections`."""
+        return detections(prediction.logits[-1], prediction.boxes[-1], image_sizes)

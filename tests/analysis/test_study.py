@@ -104,6 +104,33 @@ def test_the_study_of_make_compare(tmp_path: Path) -> None:
             assert one == other, arm.name
 
 
+def test_a_pretrained_start_is_an_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must be there, or nothing is trained. 8 arms of 3 seeds."""
+    monkeypatch.chdir(tmp_path)
+    study = read_study(ROOT / "configs/studies/shapes_up_detr.yaml")
+    with pytest.raises(
+        FileNotFoundError, match=r"arm detr_pretrained: MODEL\.WEIGHTS: there is no"
+    ):
+        plan_runs(study, tmp_path / "study")
+    weights = tmp_path / "output/shapes/up_detr_pretrain/model_final.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    runs = plan_runs(study, tmp_path / "study")
+    assert len(runs) == 24
+    starts = {
+        run.arm.name: dict(zip(run.options[::2], run.options[1::2], strict=True)) for run in runs
+    }
+    assert starts["miti"]["MODEL.WEIGHTS"] == ""
+    assert "MODEL.WEIGHTS" not in starts["miti_tenth_pretrained"]  # that of the config
+    assert starts["miti_tenth_pretrained"]["DATASETS.TRAIN_SHARE"] == "0.1"
+
+
+def test_a_pretraining_is_no_arm(tmp_path: Path) -> None:
+    study = study_of_configs([str(ROOT / "configs/shapes/up_detr_pretrain.yaml")], seeds=1)
+    with pytest.raises(ValueError, match="arm up_detr_pretrain is a pre-training"):
+        plan_runs(study, tmp_path)
+
+
 def test_the_schedule_follows_the_budget(tmp_path: Path) -> None:
     """Drops at 2900 of 3600 iterations, and at 40 of 50 epochs, become 290 and 288 of 360."""
     for overrides, steps in (

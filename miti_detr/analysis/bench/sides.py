@@ -64,7 +64,8 @@ class Side:
         with self.autocast():
             prediction = self.model.predict(self.inputs)
             clock.mark("forward")
-            losses = self.model.losses(prediction, self.inputs)
+            queries = self.model.embed_queries(self.inputs)
+            losses = self.model.losses(prediction, self.inputs, queries)
             total = torch.stack(list(losses.values())).sum()
         clock.mark("criterion")
         return total

@@ -9,7 +9,8 @@ TRANSFORMER_REGISTRY.__doc__ = """
 Registry of transformers, chosen by ``MODEL.DETR.TRANSFORMER_NAME``.
 
 A registered class is called with the config; its ``forward`` takes and returns what
-:meth:`ResidualTransformer.forward` does, and ``d_model`` tells its width.
+:meth:`ResidualTransformer.forward` does (``query_mask`` only for ``UpDetr``), and ``d_model`` tells
+its width.
 """
 
 

@@ -157,15 +157,21 @@ class ResidualTransformer(nn.Module):
         }
 
     def forward(
-        self, src: Tensor, mask: Tensor | None, query_embed: Tensor, pos: Tensor
+        self,
+        src: Tensor,
+        mask: Tensor | None,
+        query_embed: Tensor,
+        pos: Tensor,
+        query_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Encode the features and decode the queries.
 
         Args:
             src: projected features (N, C, h, w).
             mask: (N, h, w) bool, True = padding; ``None`` if nothing is padded, which is faster.
-            query_embed: (Q, C).
+            query_embed: (Q, C), or (N, Q, C).
             pos: position encoding (N, C, h, w).
+            query_mask: as in :meth:`DecoderLayer.forward`.
 
         Returns:
             Decoder states (L, N, Q, C), each after the decoder's final norm, and the encoder
@@ -175,7 +181,8 @@ class ResidualTransformer(nn.Module):
         pos = _tokens(pos)
         memory = self.encoder(_tokens(src), pos, attend)
         query_pos = query_embed.expand(len(src), -1, -1)
-        states = self.decoder(torch.zeros_like(query_pos), memory, pos, query_pos, attend)
+        start = torch.zeros_like(query_pos)
+        states = self.decoder(start, memory, pos, query_pos, attend, query_mask)
         return states, memory.transpose(1, 2).unflatten(2, src.shape[-2:])
 
     def _reset_parameters(self) -> None:

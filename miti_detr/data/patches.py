@@ -1,0 +1,200 @@
+"""Unlabelled images for pre-training: patches of an image, and where they come from.
+
+Source: dddzg/up-detr ``datasets/selfdet.py`` at 44c0c6e.
+"""
+
+import logging
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import check_image_size, convert_PIL_to_numpy, read_image
+from detectron2.structures import Boxes, Instances
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision import transforms
+
+from .mapper import DetrDatasetMapper, build_augmentations
+
+logger = logging.getLogger(__name__)
+
+MIN_SIDE = 8  # of a patch, and of what a patch leaves of a side of its image, pixels
+PATCH_CLASS = 1  # of two; see miti_detr.modeling.pretrain
+_FIRST_NAMED = 10  # skipped images that are named in the log, by each process
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> "DetrDatasetMapper | PatchDatasetMapper":
+    """The mapper of a config: of patches where ``INPUT.PATCHES.NUMBER`` is set, else of objects."""
+    if cfg.INPUT.PATCHES.NUMBER > 0:
+        return PatchDatasetMapper(cfg, is_train=is_train)
+    return DetrDatasetMapper(cfg, is_train=is_train)
+
+
+def sample_patch_boxes(width: int, height: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw boxes in an image; they may overlap.
+
+    Width, height and position are uniform: 8 pixels at least, 8 fewer than the image at most.
+
+    Args:
+        width: of the image, pixels.
+        height: likewise.
+        count: M.
+        rng: drawn from.
+
+    Returns:
+        (M, 4) int64 xyxy pixels.
+
+    Raises:
+        ValueError: a side of the image has 16 pixels or fewer.
+    """
+    if min(width, height) <= 2 * MIN_SIDE:
+        raise ValueError(f"{width} x {height} pixels are too few: needed are {2 * MIN_SIDE + 1}")
+    w = rng.integers(MIN_SIDE, width - MIN_SIDE, count, endpoint=True)
+    h = rng.integers(MIN_SIDE, height - MIN_SIDE, count, endpoint=True)
+    x, y = rng.integers(0, width - w), rng.integers(0, height - h)
+    return np.stack([x, y, x + w, y + h], axis=1)
+
+
+def build_patch_transform(size: int, is_train: bool) -> transforms.Compose:
+    """What a patch goes through, as a picture: resize, and in training colours and blur.
+
+    Args:
+        size: side of the result, pixels.
+        is_train: False: only the resize.
+    """
+    steps: list[Any] = [transforms.Resize((size, size))]
+    if is_train:
+        steps += [
+            transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            transforms.RandomGrayscale(p=0.2),
+            transforms.RandomApply([_GaussianBlur(0.1, 2.0)], p=0.5),
+        ]
+    return transforms.Compose(steps)
+
+
+class PatchDatasetMapper:
+    """Reads an image, draws patches of it, and makes boxes of where they come from.
+
+    Annotations are ignored. An image that cannot be read, or is too small for a patch, is skipped
+    (None) and counted in the log. Outside training the patches of an image are always the same.
+
+    Attributes:
+        skipped: images skipped by this copy of the mapper.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: list[T.Augmentation],
+        image_format: str,
+        num_patches: int,
+        patch_size: int,
+    ) -> None:
+        """Take built parts; ``PatchDatasetMapper(cfg, is_train=...)`` builds them.
+
+        Args:
+            is_train: draw anew each time, and change the colours of the patches.
+            augmentations: of the image, not of the patches; none of them may cut a box away.
+            image_format: ``RGB`` or ``BGR``.
+            num_patches: M.
+            patch_size: side of a patch in the output, pixels.
+
+        Raises:
+            ValueError: another format.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {image_format!r}; patches need RGB or BGR")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.num_patches = num_patches
+        self.transform = build_patch_transform(patch_size, is_train)
+        self.skipped = 0
+        mode = "training" if is_train else "inference"
+        logger.info("%d patches of each image in %s: %s", num_patches, mode, self.transform)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Parts by config."""
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_patches": cfg.INPUT.PATCHES.NUMBER,
+            "patch_size": cfg.INPUT.PATCHES.SIZE,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Map one dataset dict; it is not changed.
+
+        Args:
+            dataset_dict: in Detectron2's format, with ``file_name``.
+
+        Returns:
+            None for an image that is skipped; else the dict without ``annotations``, with
+            ``height`` and ``width`` of the file, and with
+
+            - ``image``: (3, H, W) uint8, contiguous;
+            - ``patches``: (M, 3, size, size) uint8;
+            - ``instances``: ``gt_boxes`` (xyxy in pixels of ``image``) of the patches in their
+              order, and ``gt_classes``;
+            - ``patch_boxes``: (M, 4) the same, xyxy in pixels of the file.
+        """
+        output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        file = output["file_name"]
+        try:
+            image = read_image(file, format="RGB")
+            check_image_size(output, image)
+            height, width = image.shape[:2]
+            boxes = sample_patch_boxes(width, height, self.num_patches, self._rng(file))
+            augmented = T.AugInput(image)
+            moves = self.augmentations(augmented)
+        except Exception as error:  # which ones depends on the decoder
+            self._skip(file, error)
+            return None
+        picture = Image.fromarray(image)
+        patches = [self._to_tensor(self.transform(picture.crop(box))) for box in boxes.tolist()]
+        output["patches"] = torch.stack(patches)
+        output["image"] = self._to_tensor(Image.fromarray(augmented.image))
+        output["instances"] = Instances(
+            augmented.image.shape[:2],
+            # Of integers, Detectron2's transforms would make integers.
+            gt_boxes=Boxes(torch.from_numpy(moves.apply_box(boxes.astype(float))).float()),
+            gt_classes=torch.full((len(boxes),), PATCH_CLASS),
+        )
+        output["patch_boxes"] = torch.from_numpy(boxes)
+        return output
+
+    def _rng(self, file: str) -> np.random.Generator:
+        """Of the loader's seed in training, of the file's name otherwise."""
+        if self.is_train:
+            return np.random.default_rng(np.random.randint(2**31))
+        return np.random.default_rng(zlib.crc32(file.rpartition("/")[2].encode()))
+
+    def _skip(self, file: str, error: Exception) -> None:
+        self.skipped += 1
+        if self.skipped <= _FIRST_NAMED or self.skipped % 1000 == 0:
+            logger.warning("skipped %s: %s (%d skipped so far)", file, error, self.skipped)
+
+    def _to_tensor(self, picture: Image.Image) -> Tensor:
+        array = convert_PIL_to_numpy(picture, self.image_format)
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+class _GaussianBlur:
+    """Blur by a Gaussian of random width; torchvision's own needs an odd kernel size instead."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        sigma = np.random.uniform(self.low, self.high)
+        return picture.filter(ImageFilter.GaussianBlur(sigma))
+
+    def __repr__(self) -> str:
+        return f"GaussianBlur({self.low}, {self.high})"

@@ -1,0 +1,124 @@
+"""Images without labels: folders of images as data sets, and what is checked of them."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from .coco_format import forget_earlier, prepare_files
+from .patches import MIN_SIDE
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_MAX_OPENED = 5000  # images of a data set whose header is read; evenly spread
+
+
+def register_unlabeled(cfg: CfgNode) -> None:
+    """Register the image folders of ``DATASETS.UNLABELED`` with Detectron2.
+
+    An entry is ``[name, image folder]``; all images in the folder and below it belong to the data
+    set. Nothing is read yet. As an override::
+
+        DATASETS.UNLABELED "[['photos', 'data/photos']]" DATASETS.TRAIN "('photos',)"
+
+    Args:
+        cfg: every process calls this with the same config. Calling it again with the same entries
+            changes nothing.
+
+    Raises:
+        ValueError: if an entry is no such pair, or its name is already that of another data set.
+    """
+    entries = cfg.DATASETS.UNLABELED
+    if _is_pair(entries):
+        entries = [entries]
+    for entry in entries:
+        if not _is_pair(entry):
+            raise ValueError(
+                "DATASETS.UNLABELED must be a list of [name, image folder], such as "
+                f"\"[['name','images']]\"; got the entry {entry!r}"
+            )
+        name, root = entry[0], os.path.abspath(os.path.expanduser(entry[1]))
+        forget_earlier("DATASETS.UNLABELED", name, ("", root))
+        DatasetCatalog.register(name, partial(list_images, root))
+        MetadataCatalog.get(name).set(image_root=root, coco_format=("", root))
+
+
+def list_images(root: str) -> list[dict[str, Any]]:
+    """Dataset dicts of all images in a folder and below it, in the order of their paths.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there are no images in it.
+    """
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"DATASETS.UNLABELED: there is no folder {root}")
+    files = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if name.lower().endswith(IMAGE_SUFFIXES)
+    )
+    if not files:
+        raise ValueError(f"DATASETS.UNLABELED: {root} has no images ({' '.join(IMAGE_SUFFIXES)})")
+    return [{"file_name": file, "image_id": index} for index, file in enumerate(files)]
+
+
+def check_unlabeled(names: list[str]) -> None:
+    """Check data sets whose labels are ignored; images that will be skipped are counted.
+
+    Args:
+        names: of registered data sets.
+
+    Raises:
+        ValueError: a name is not registered, or no image of a data set is of any use.
+        FileNotFoundError: there is no such folder.
+    """
+    for name in names:
+        if name not in DatasetCatalog:
+            raise ValueError(
+                f"The data set {name!r} is not registered: correct DATASETS.TRAIN or "
+                "DATASETS.TEST, or add [name, image folder] to DATASETS.UNLABELED"
+            )
+        prepare_files(name)
+        files = [record["file_name"] for record in DatasetCatalog.get(name)]
+        opened = files[:: -(-len(files) // _MAX_OPENED) or 1]
+        with ThreadPoolExecutor(8) as pool:  # waits for the disk, mostly
+            faults = [fault for fault in pool.map(_fault, opened) if fault]
+        if len(faults) == len(opened):
+            raise ValueError(f"The data set {name!r} has no image to learn from: {faults[0]}")
+        logger.info("%s: %d images, their labels are not used", name, len(files))
+        if faults:
+            logger.warning(
+                "%s: %d of %d images looked at will be skipped, the first: %s",
+                name,
+                len(faults),
+                len(opened),
+                faults[0],
+            )
+
+
+def _fault(file: str) -> str:
+    """Why an image will be skipped, as far as its header tells; or ""."""
+    if "://" in file:
+        return ""
+    try:
+        with Image.open(file) as opened:
+            width, height = opened.size
+    except Exception as error:  # which ones depends on the decoder
+        return f"{file} cannot be read ({error})"
+    small = min(width, height) <= 2 * MIN_SIDE
+    return f"{file} is {width} x {height} pixels, too small for a patch" if small else ""
+
+
+def _is_pair(entry: Any) -> bool:
+    return (
+        isinstance(entry, list | tuple)
+        and len(entry) == 2
+        and all(isinstance(part, str) and part for part in entry)
+    )
