@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,13 +63,29 @@ class RankedModel:
     stacks: dict[str, LayerMeasures]
 
 
+class LoadedModel(NamedTuple):
+    """A model that is ready to be looked into.
+
+    Attributes:
+        name: for tables and legend.
+        source: config file and weights, as given.
+        cfg: what it was built from.
+        predictor: has the model.
+    """
+
+    name: str
+    source: dict[str, str]
+    cfg: CfgNode
+    predictor: Predictor
+
+
 def load_models(
     config_files: Sequence[str],
     weights: Sequence[str],
     *,
     overrides: Sequence[str] = (),
     seed: int = 0,
-) -> list[tuple[str, dict[str, str], Predictor]]:
+) -> list[LoadedModel]:
     """Build models: trained ones from their weights, or fresh ones from their configs.
 
     Args:
@@ -78,9 +94,6 @@ def load_models(
         overrides: config keys and values for all models. ``MODEL.WEIGHTS`` among them gives fresh
             models the weights of a backbone.
         seed: of random weights, the same for each model.
-
-    Returns:
-        (name, source, predictor) of each.
 
     Raises:
         ValueError: neither is given, or their numbers do not fit.
@@ -102,11 +115,11 @@ def load_models(
     for config in [] if weights else config_files:
         sources.append({"config_file": config, "weights": f"random, seed {seed}"})
         cfgs.append(setup_config(config, [*fresh, *overrides]))
-    predictors = []
-    for cfg in cfgs:
+    models = []
+    for name, source, cfg in zip(model_names(weights or config_files), sources, cfgs, strict=True):
         torch.manual_seed(seed)
-        predictors.append(Predictor(cfg))
-    return list(zip(model_names(weights or config_files), sources, predictors, strict=True))
+        models.append(LoadedModel(name, source, cfg, Predictor(cfg)))
+    return models
 
 
 def model_names(files: Sequence[str]) -> list[str]:
@@ -122,9 +135,7 @@ def model_names(files: Sequence[str]) -> list[str]:
     return [f"{name} {index}" for index, name in enumerate(names, start=1)]
 
 
-def rank_models(
-    models: Sequence[tuple[str, dict[str, str], Predictor]], images: Sequence[Path]
-) -> list[RankedModel]:
+def rank_models(models: Sequence[LoadedModel], images: Sequence[Path]) -> list[RankedModel]:
     """Measure every model on every image, one image at a time.
 
     Args:
@@ -132,7 +143,7 @@ def rank_models(
         images: image files; empty: two images of noise.
     """
     result = []
-    for name, source, predictor in models:
+    for name, source, _, predictor in models:
         stacks: dict[str, LayerMeasures] = {}
         arrays = (
             [read_image(str(path), predictor.input_format) for path in images]

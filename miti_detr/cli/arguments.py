@@ -20,6 +20,26 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "KEY VALUE pairs at the end override the config, such as MODEL.DEVICE cpu."
 
 
+def add_models_arguments(parser: argparse.ArgumentParser, *, fresh: bool) -> None:
+    """Add ``--weights`` and ``--config-file``, both repeatable, and ``KEY VALUE ...``.
+
+    Args:
+        parser: of the command.
+        fresh: a config without weights stands for a model at random initialisation.
+    """
+    weights = "checkpoint; again for another model"
+    config = "YAML; default: the one in the checkpoint"
+    if fresh:
+        config += ". Without --weights: random initialisation"
+    for name, letter, text in (("--weights", "W", weights), ("--config-file", "C", config)):
+        needed = name == "--weights" and not fresh
+        parser.add_argument(
+            name, metavar=letter, action="append", default=[], required=needed, help=text
+        )
+    parser.set_defaults(overrides=[])
+    parser.epilog = "KEY VALUE pairs at the end override the config, such as MODEL.DEVICE cpu."
+
+
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """Split words at the first that is a config key, and no file.
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .arguments import positive_int, split_overrides
+from .arguments import add_models_arguments, positive_int, split_overrides
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -14,24 +14,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description="Draws, for each image, what the surest object queries attend to in the "
         "decoder and what pixels attend to in the encoder, per layer and head. Several models "
         "stand side by side.",
-        epilog="KEY VALUE pairs at the end override the config, such as MODEL.DEVICE cpu.",
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE|FOLDER")
-    add(
-        "--weights",
-        metavar="W",
-        action="append",
-        required=True,
-        help="checkpoint; again for another model",
-    )
-    add(
-        "--config-file",
-        metavar="C",
-        action="append",
-        default=[],
-        help="YAML; default: the one in the checkpoint",
-    )
+    add_models_arguments(parser, fresh=False)
     add("--queries", type=positive_int, default=4, help="how many, by score (default 4)")
     add(
         "--pixel",
@@ -42,7 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="of the encoder's maps; default: the centres of the first model's boxes",
     )
     add("--output", metavar="DIR", required=True, help="folder for the pictures")
-    parser.set_defaults(func=run, overrides=[])
+    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,18 +37,16 @@ def run(args: argparse.Namespace) -> int:
     from miti_detr.analysis.classes import class_table
     from miti_detr.analysis.predictions import find_images
     from miti_detr.analysis.rank import load_models
-    from miti_detr.engine.predictor import load_config
 
     words, overrides = split_overrides(args.images)
     overrides = [*overrides, *args.overrides]
     images = find_images(words)
     models = load_models(args.config_file, args.weights, overrides=overrides)
-    first = args.config_file[0] if args.config_file else None
-    cfg = load_config(first, weights=args.weights[0], overrides=overrides)
+    cfg = models[0].cfg
     classes = class_table(next(iter(cfg.DATASETS.TEST), None), cfg.MODEL.DETR.NUM_CLASSES)
     for path in images:
         pictures = draw_attention(
-            [(name, predictor) for name, _, predictor in models],
+            [(model.name, model.predictor) for model in models],
             path,
             Path(args.output),
             classes=classes,

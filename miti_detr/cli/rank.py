@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .arguments import positive_int, split_overrides
+from .arguments import add_models_arguments, positive_int, split_overrides
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -13,24 +13,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="measure rank collapse, layer by layer",
         description="Measures how far the tokens of an image, and the object queries, are from "
         "being all the same after each transformer layer. Several models stand side by side.",
-        epilog="KEY VALUE pairs at the end override the config, such as MODEL.DEVICE cpu.",
     )
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE|FOLDER", help="default: two images of noise")
-    add(
-        "--weights",
-        metavar="W",
-        action="append",
-        default=[],
-        help="checkpoint; again for another model",
-    )
-    add(
-        "--config-file",
-        metavar="C",
-        action="append",
-        default=[],
-        help="YAML; default: the one in the checkpoint. Without --weights: random initialisation",
-    )
+    add_models_arguments(parser, fresh=True)
     add("--seed", type=int, default=0, help="of random initialisation (default 0)")
     add(
         "--theory",
@@ -39,7 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add("--seeds", type=positive_int, default=3, help="of --theory (default 3)")
     add("--output", metavar="DIR", help="write rank.json and rank.png (--theory: the tables) there")
-    parser.set_defaults(func=run, overrides=[])
+    parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
