@@ -82,6 +82,9 @@ def _add_pretraining_keys(cfg: CN) -> None:
     cfg.MODEL.UP_DETR.PATCH_DROPOUT = 0.1  # probability that a query is left without its patch
     # Give the query embeddings to the patches in random order
     cfg.MODEL.UP_DETR.QUERY_SHUFFLE = False
+    # Match a patch with its own queries alone. False: with those of any patch, as published, which
+    # takes long to learn from nothing
+    cfg.MODEL.UP_DETR.MATCH_OWN = False
     # Weight of the loss between a query's reconstruction of the feature of its patch and that
     # feature; 0: without
     cfg.MODEL.UP_DETR.FEATURE_WEIGHT = 1.0

@@ -75,7 +75,7 @@ class HungarianMatcher(nn.Module):
         counts = [len(target["labels"]) for target in targets]
         if not sum(counts):
             return torch.zeros(4, 0, dtype=torch.int64)
-        costs = self._costs(logits, boxes, targets).cpu().numpy()
+        costs = self.costs(logits, boxes, targets).cpu().numpy()
         # A diverged model must reach the check for non-finite losses, which names the images.
         costs = np.nan_to_num(costs, nan=1e6, posinf=1e6, neginf=-1e6)
         pairs = [
@@ -89,8 +89,11 @@ class HungarianMatcher(nn.Module):
         matches = np.stack([layer.repeat(lengths), image.repeat(lengths), query, target])
         return torch.from_numpy(matches)
 
-    def _costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Costs (L, N, Q, max T_i) of all layers and images; columns >= T_i mean nothing."""
+    def costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Costs (L, N, Q, max T_i) of all layers and images; columns >= T_i mean nothing.
+
+        Arguments as in :meth:`match_layers`.
+        """
         labels = nn.utils.rnn.pad_sequence([t["labels"] for t in targets], batch_first=True)
         target_boxes = nn.utils.rnn.pad_sequence([t["boxes"] for t in targets], batch_first=True)
         index = labels[None, :, None, :].expand(*logits.shape[:3], -1)

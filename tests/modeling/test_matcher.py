@@ -28,7 +28,7 @@ def test_matches_equal_published():
 
 def test_costs_equal_published():
     logits, boxes, targets = golden_inputs()
-    costs = golden_matcher()._costs(logits[None], boxes[None], targets)[0]
+    costs = golden_matcher().costs(logits[None], boxes[None], targets)[0]
     for index, target in enumerate(targets):
         expected = GOLDEN[f"cost{index}"]
         torch.testing.assert_close(

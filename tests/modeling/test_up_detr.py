@@ -177,6 +177,25 @@ def test_losses_equal_the_published_way(deep):
             torch.testing.assert_close(losses[name + suffix], plain[name + suffix])
 
 
+@pytest.mark.parametrize(("queries", "patches"), COUNTS)
+def test_a_patch_can_be_matched_with_its_own_queries_alone(queries, patches):
+    """The best query of another patch is no match; of its own ones, the best is."""
+    group, targets = queries // patches, [{"labels": torch.ones(patches, dtype=torch.int64)}]
+    targets[0]["boxes"] = torch.linspace(0.2, 0.8, patches)[:, None].expand(-1, 4)
+    logits = torch.zeros(1, 1, queries, 3)
+    # The last query of each patch says where the next patch is, the first one is a little off.
+    boxes = torch.full((1, 1, queries, 4), 0.95)
+    boxes[0, 0, group - 1 :: group] = targets[0]["boxes"].roll(-1, 0)
+    boxes[0, 0, ::group] = targets[0]["boxes"] + 0.01
+    for own in (False, True):
+        matcher = model(queries, patches, "MODEL.UP_DETR.MATCH_OWN", own).criterion.matcher
+        _, _, query, patch = matcher.match_layers(logits, boxes, targets)
+        assert (query // group).tolist() == sorted((query // group).tolist())
+        assert torch.equal(query // group, patch) == own
+        if own:
+            assert (query % group == 0).all()
+
+
 @pytest.mark.parametrize("pre_norm", [True, False])
 @pytest.mark.parametrize("residual", ["none", "before_norm", "after_norm"])
 def test_training_step_reaches_every_parameter(residual, pre_norm):

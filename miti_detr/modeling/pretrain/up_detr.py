@@ -26,6 +26,8 @@ from miti_detr.modeling.detr import MitiDetr
 from miti_detr.modeling.heads import SetPrediction
 from miti_detr.modeling.queries import ObjectQueries
 
+from .matcher import OwnPatchMatcher
+
 NUM_CLASSES = 2  # of a pre-training model; the first one has no objects
 PATCH_CLASS = 1
 
@@ -160,8 +162,17 @@ class UpDetr(MitiDetr):
                 f"{PATCH_CLASS} of {NUM_CLASSES}: set it to {NUM_CLASSES}"
             )
         up_detr = cfg.MODEL.UP_DETR
+        parts = super().from_config(cfg)
+        if up_detr.MATCH_OWN:
+            matcher = parts["criterion"].matcher
+            parts["criterion"].matcher = OwnPatchMatcher(
+                queries_per_patch=queries // patches,
+                class_weight=matcher.class_weight,
+                l1_weight=matcher.l1_weight,
+                giou_weight=matcher.giou_weight,
+            )
         return {
-            **super().from_config(cfg),
+            **parts,
             "queries_per_patch": queries // patches,
             "patch_dropout": up_detr.PATCH_DROPOUT,
             "query_shuffle": up_detr.QUERY_SHUFFLE,
