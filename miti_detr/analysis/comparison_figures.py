@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from miti_detr.files import replacing
 
 from .comparison import ArmResult, Comparison, RunResult
-from .comparison_tables import has_epochs, match_changes, rank_keys, step_series
+from .comparison_tables import has_epochs, last_layer, match_changes, rank_keys, step_series
 from .curves import COLOURS, smooth
 from .statistics import mean_and_spread, paired_difference
 
@@ -63,7 +63,7 @@ def draw_figures(
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         if key != "final":
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(fontsize=8, framealpha=0.85, edgecolor="none")
         with replacing(folder / f"{key}.png") as temporary:
             sheet.savefig(temporary, format="png")
         drawn.append(Figure(folder / f"{key}.png", caption))
@@ -132,9 +132,9 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
             continue
         label = measure.replace("_", " ")
         layers = curves(partial(_by_layer, keys=keys), label, in_layers=True)
-        name = f"rank_{stack}_{measure}"
+        name = f"rank_{stack.replace(', ', '_')}_{measure}"
         panels.append((name, f"Rank at the end: {label} after each layer of the {stack}.", layers))
-        last = curves(partial(RunResult.curve, metric=keys[-1]), label)
+        last = curves(partial(_after_last_layer, keys=keys), label)
         caption = f"Rank over training: {label} after the last layer of the {stack}."
         panels.append((f"{name}_training", caption, last))
     return panels
@@ -145,6 +145,10 @@ def _by_layer(run: RunResult, keys: Sequence[str]) -> Curve:
     present = np.isfinite(values)
     layers = np.array([int(key.split("/layer")[1].split("/")[0]) for key in keys])
     return layers[present], values[present]
+
+
+def _after_last_layer(run: RunResult, keys: Sequence[str]) -> Curve:
+    return run.curve(last_layer(run, keys))
 
 
 def _smoothed(run: RunResult, key: str) -> Curve:

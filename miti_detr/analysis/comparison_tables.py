@@ -306,7 +306,13 @@ def _queries(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
 
 def _rank(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
     rows: list[list[Cell]] = [
-        [f"{stack}, {measure}", *(mean_and_spread(arm.values(keys[-1])) for arm in arms)]
+        [
+            f"{stack}, {measure}",
+            *(
+                mean_and_spread([run.final(last_layer(run, keys)) for run in arm.runs])
+                for arm in arms
+            ),
+        ]
         for (stack, measure), keys in rank_keys(arms).items()
     ]
     if not rows:
@@ -336,6 +342,12 @@ def rank_keys(arms: Sequence[ArmResult]) -> dict[tuple[str, str], list[str]]:
         if match := _RANK_KEY.fullmatch(key):
             found.setdefault((match[1], match[3]), {})[int(match[2])] = key
     return {names: [keys[i] for i in sorted(keys)] for names, keys in found.items()}
+
+
+def last_layer(run: RunResult, keys: Sequence[str]) -> str:
+    """Return the last of some keys that a run has recorded: arms may differ in depth."""
+    recorded = [key for key in keys if np.isfinite(run.final(key))]
+    return (recorded or [*keys])[-1]
 
 
 def has_epochs(arms: Sequence[ArmResult]) -> bool:
