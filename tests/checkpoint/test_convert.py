@@ -14,6 +14,7 @@ from miti_detr.checkpoint import (
 )
 from miti_detr.checkpoint.convert import reverse_huggingface
 from tests.checkpoint.helpers import assert_same, hollow, published, r50_config, slim
+from tests.helpers import ROOT
 
 HEAD = ("class_embed.weight", "class_embed.bias")
 NEW_NAMES = (  # of transformers 5, in memory
@@ -56,6 +57,27 @@ def test_published_models_load_strictly(name, source, pre_norm, dropped, missing
     assert set(own) - set(state) == set(missing)
     model.load_state_dict({**own, **state}, strict=True, assign=True)
     assert {k: v.shape for k, v in state.items()} == {k: own[k].shape for k in state}
+
+
+def test_published_pretraining_goes_on_in_an_up_detr():
+    """Every key of the file is the model's, and the other way round."""
+    cfg = r50_config("MODEL.DEVICE", "meta")
+    cfg.merge_from_file(str(ROOT / "configs/pretrain/up_detr_R50_imagenet_60ep.yaml"))
+    cfg.MODEL.DEVICE = "meta"
+    own = build_model(cfg).state_dict()
+    state, report = convert_state_dict(hollow("updetr_pretrain"), num_classes=2, pretraining=True)
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in own.items()}
+    assert (report.dropped, report.reinitialised) == ((), ())
+
+
+def test_swav_is_a_backbone():
+    """Its projection head and prototypes are dropped."""
+    backbone = {"layer1.0.conv1.weight": torch.ones(1), "projection_head.0.weight": torch.ones(1)}
+    state, report = convert_state_dict(
+        {**backbone, "prototypes.weight": torch.ones(1)}, num_classes=80
+    )
+    assert list(state) == ["backbone.body.res2.0.conv1.weight"]
+    assert report.dropped == ("projection_head.0.weight", "prototypes.weight")
 
 
 def test_deformable_detr_is_named():
