@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 
 from miti_detr.evaluation import BoxEvaluator, PatchEvaluator, build_evaluator
 from tests.helpers import tiny_config
+from tests.small_shapes import small_shapes
 
 PATCHES = torch.tensor([[0, 0, 40, 40], [50, 10, 90, 50]])
 
@@ -59,4 +60,5 @@ def test_which_evaluator(tmp_path: Path) -> None:
     cfg = tiny_config("OUTPUT_DIR", str(tmp_path), "INPUT.PATCHES.NUMBER", 2)
     assert isinstance(build_evaluator(cfg, "any"), PatchEvaluator)
     cfg.INPUT.PATCHES.NUMBER = 0
-    assert isinstance(build_evaluator(cfg, "shapes_val"), BoxEvaluator)
+    with small_shapes(tmp_path):
+        assert isinstance(build_evaluator(cfg, "shapes_val"), BoxEvaluator)
