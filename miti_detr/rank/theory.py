@@ -3,6 +3,7 @@
 The layers, their initialisation and the sine positions are DETR's; the input is random.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miti_detr.layers import SinePositionEncoding
+from miti_detr.layers import MultiHeadAttention, SinePositionEncoding
 from miti_detr.modeling.transformer import (
     DecoderLayer,
     EncoderLayer,
@@ -54,11 +55,23 @@ class TheorySpec:
         layer = EncoderLayer(**self._layer_arguments())
         return _initialised(TransformerEncoder(layer, self.depth, None))
 
-    def decoder(self, seed: int) -> TransformerDecoder:
-        """Post-norm decoder layers as DETR's start."""
+    def transformer(
+        self, seed: int, memory_depth: int
+    ) -> tuple[TransformerEncoder, TransformerDecoder]:
+        """A whole post-norm transformer as the published one starts from this seed.
+
+        Its decoder layers draw their parts in another order than ours.
+        """
         torch.manual_seed(seed)
+        encoder = TransformerEncoder(EncoderLayer(**self._layer_arguments()), memory_depth, None)
+        parts = _PublishedDecoderParts(self.d_model, self.nhead, self.dim_feedforward)
+        published = nn.ModuleList(copy.deepcopy(parts) for _ in range(self.depth))
+        _initialised(nn.ModuleList([encoder, published]))
         layer = DecoderLayer(**self._layer_arguments())
-        return _initialised(TransformerDecoder(layer, self.depth, nn.LayerNorm(self.d_model)))
+        decoder = TransformerDecoder(layer, self.depth, nn.LayerNorm(self.d_model))
+        for own, drawn in zip(decoder.layers, published, strict=True):
+            own.load_state_dict(drawn.state_dict())
+        return encoder, decoder
 
     def _layer_arguments(self) -> dict[str, Any]:
         return {
@@ -83,13 +96,31 @@ class TheorySpec:
                 tokens, so that their cosines are about 0.5, as in features of an image.
             seed: of the generator.
         """
+        tokens, common, _ = self._draw(seed)
+        return (0.5**0.5 * (tokens + common) if kind == "shared" else tokens)[None]
+
+    def queries(self, seed: int) -> Tensor:
+        """Random query embeddings (1, Q, C) of unit variance."""
+        return self._draw(seed)[2][None]
+
+    def _draw(self, seed: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(1000 + seed)
-        count = self.grid[0] * self.grid[1]
-        tokens = torch.randn(count, self.d_model, generator=generator)
-        if kind == "shared":
-            common = torch.randn(self.d_model, generator=generator)
-            tokens = 0.5**0.5 * (tokens + common)
-        return tokens[None]
+        sizes = (self.grid[0] * self.grid[1],), (), (self.num_queries,)
+        return [torch.randn(*size, self.d_model, generator=generator) for size in sizes]
+
+
+class _PublishedDecoderParts(nn.Module):
+    """Parts of a decoder layer in the order in which the published code makes them."""
+
+    def __init__(self, d_model: int, nhead: int, dim_feedforward: int) -> None:
+        super().__init__()
+        self.self_attn = MultiHeadAttention(d_model, nhead)
+        self.multihead_attn = MultiHeadAttention(d_model, nhead)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.norm3 = nn.LayerNorm(d_model)
 
 
 def attention_only(layer: EncoderLayer, x: Tensor, pos: Tensor | None) -> Tensor:
@@ -177,7 +208,7 @@ def decoder_panel(
     """Measures of the query states after each decoder layer, before the final norm.
 
     Args:
-        spec: sizes. Query embeddings are normal, the states start at zero.
+        spec: sizes. The states start at zero.
         memory_depth: encoder layers of the same variant that make the memory, from ``shared``
             tokens.
         variants: those of :data:`VARIANTS` that have a decoder.
@@ -190,17 +221,15 @@ def decoder_panel(
     for seed in range(spec.seeds):
         for name in variants:
             pre_norm, placement = name.startswith("pre "), name.removeprefix("pre ")
-            memory = spec.tokens("shared", seed)
-            encoder: Any = spec.encoder(seed).layers[:memory_depth]
-            for layer in encoder:
+            memory, query_pos = spec.tokens("shared", seed), spec.queries(seed)
+            encoder, decoder = spec.transformer(seed, memory_depth)
+            for layer in encoder.layers:
                 memory = VARIANTS[name](layer, memory, pos)
             if pre_norm:
                 memory = F.layer_norm(memory, memory.shape[-1:])  # the norm after such an encoder
-            layers: Any = spec.decoder(seed).layers
+            layers: Any = decoder.layers
             for layer in layers:
                 layer.pre_norm, layer.residual = pre_norm, LayerResidual(placement)
-            generator = torch.Generator().manual_seed(2000 + seed)
-            query_pos = torch.randn(1, spec.num_queries, spec.d_model, generator=generator)
             runs[name].append(list(_run_decoder(layers, memory, pos, query_pos)))
     return {name: _mean(run) for name, run in runs.items()}
 
