@@ -88,6 +88,7 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
             if not in_layers:
                 return _scale_steps(axis, x, arms)
             axis.set_xlabel("layer (0: the input)")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             return x
 
         return lambda axis, styles: _draw_curves(axis, arms, read, label, styles, scale)
