@@ -85,11 +85,7 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
         """Draw a curve of each arm, over iterations or over layers."""
 
         def scale(axis: Axes, x: np.ndarray) -> np.ndarray:
-            if not in_layers:
-                return _scale_steps(axis, x, arms)
-            axis.set_xlabel("layer (0: the input)")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            return x
+            return _scale_layers(axis, x) if in_layers else _scale_steps(axis, x, arms)
 
         return lambda axis, styles: _draw_curves(axis, arms, read, label, styles, scale)
 
@@ -249,6 +245,12 @@ def _draw_final(axis: Axes, arms: Sequence[ArmResult], styles: Styles) -> bool:
     axis.set_xticks(range(len(arms)), names, rotation=25, ha="right", fontsize=8)
     axis.set_ylabel("AP")
     return drawn
+
+
+def _scale_layers(axis: Axes, layers: np.ndarray) -> np.ndarray:
+    axis.set_xlabel("layer (0: the input)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return layers
 
 
 def _scale_steps(axis: Axes, steps: np.ndarray, arms: Sequence[ArmResult]) -> np.ndarray:

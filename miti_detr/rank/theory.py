@@ -223,7 +223,8 @@ def decoder_panel(
             pre_norm, placement = name.startswith("pre "), name.removeprefix("pre ")
             memory, query_pos = spec.tokens("shared", seed), spec.queries(seed)
             encoder, decoder = spec.transformer(seed, memory_depth)
-            for layer in encoder.layers:
+            encoder_layers: Any = encoder.layers
+            for layer in encoder_layers:
                 memory = VARIANTS[name](layer, memory, pos)
             if pre_norm:
                 memory = F.layer_norm(memory, memory.shape[-1:])  # the norm after such an encoder
