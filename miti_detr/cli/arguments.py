@@ -16,8 +16,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--config-file", metavar="C", help="YAML; default: the one in the checkpoint"
     )
     parser.add_argument("--weights", metavar="W", required=True, help="checkpoint of the model")
-    parser.set_defaults(overrides=[])
-    parser.epilog = "KEY VALUE pairs at the end override the config, such as MODEL.DEVICE cpu."
+    _take_overrides(parser)
 
 
 def add_models_arguments(parser: argparse.ArgumentParser, *, fresh: bool) -> None:
@@ -36,6 +35,10 @@ def add_models_arguments(parser: argparse.ArgumentParser, *, fresh: bool) -> Non
         parser.add_argument(
             name, metavar=letter, action="append", default=[], required=needed, help=text
         )
+    _take_overrides(parser)
+
+
+def _take_overrides(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(overrides=[])
     parser.epilog = "KEY VALUE pairs at the end override the config, such as MODEL.DEVICE cpu."
 

@@ -4,7 +4,6 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +24,12 @@ from .annotations import (
     read_coco_json,
 )
 from .coco_format import check_bad_annotations_key, prepare_files
+from .headers import find_faults
 from .unlabeled import check_unlabeled
 
 logger = logging.getLogger(__name__)
 
 _MAX_LISTED = 10
-# Images of a data set whose header is read; of a larger one a sample, evenly spread
-_MAX_OPENED = 5000
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -162,9 +160,7 @@ def _check_images(source: str, images: Sequence[Mapping[str, Any]]) -> None:
         missing += [os.path.join(folder, name) for name in names if name not in present]
     if missing:
         raise FileNotFoundError(f"{source} names images that do not exist: {_first(missing)}")
-    sample = local[:: -(-len(local) // _MAX_OPENED) or 1]
-    with ThreadPoolExecutor(8) as pool:  # waits for the disk, mostly
-        faults = [fault for fault in pool.map(_image_fault, sample) if fault]
+    faults, _ = find_faults(local, _image_fault)
     if faults:
         raise ValueError(f"{source}: {_first(faults)}")
 

@@ -48,7 +48,7 @@ def register_coco_format(cfg: CfgNode) -> None:
     """
     check_bad_annotations_key(cfg)
     for entry in cfg.DATASETS.COCO_FORMAT:
-        if not _is_triple(entry):
+        if not is_entry(entry, 3):
             raise ValueError(
                 "DATASETS.COCO_FORMAT must be a list of [name, annotation json, image folder], "
                 f"such as \"[['name','train.json','images']]\"; got the entry {entry!r}"
@@ -137,10 +137,11 @@ def check_bad_annotations_key(cfg: CfgNode) -> None:
         )
 
 
-def _is_triple(entry: Any) -> bool:
+def is_entry(entry: Any, length: int) -> bool:
+    """Whether an entry of a config is that many texts, none of them empty."""
     return (
         isinstance(entry, list | tuple)
-        and len(entry) == 3
+        and len(entry) == length
         and all(isinstance(part, str) and part for part in entry)
     )
 

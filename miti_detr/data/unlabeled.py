@@ -2,7 +2,6 @@
 
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -10,13 +9,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from .coco_format import forget_earlier, prepare_files
+from .coco_format import forget_earlier, is_entry, prepare_files
+from .headers import find_faults
 from .patches import MIN_SIDE
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_MAX_OPENED = 5000  # images of a data set whose header is read; evenly spread
 
 
 def register_unlabeled(cfg: CfgNode) -> None:
@@ -35,10 +34,10 @@ def register_unlabeled(cfg: CfgNode) -> None:
         ValueError: if an entry is no such pair, or its name is already that of another data set.
     """
     entries = cfg.DATASETS.UNLABELED
-    if _is_pair(entries):
+    if is_entry(entries, 2):
         entries = [entries]
     for entry in entries:
-        if not _is_pair(entry):
+        if not is_entry(entry, 2):
             raise ValueError(
                 "DATASETS.UNLABELED must be a list of [name, image folder], such as "
                 f"\"[['name','images']]\"; got the entry {entry!r}"
@@ -87,10 +86,8 @@ def check_unlabeled(names: list[str]) -> None:
             )
         prepare_files(name)
         files = [record["file_name"] for record in DatasetCatalog.get(name)]
-        opened = files[:: -(-len(files) // _MAX_OPENED) or 1]
-        with ThreadPoolExecutor(8) as pool:  # waits for the disk, mostly
-            faults = [fault for fault in pool.map(_fault, opened) if fault]
-        if len(faults) == len(opened):
+        faults, opened = find_faults(files, _fault)
+        if len(faults) == opened:
             raise ValueError(f"The data set {name!r} has no image to learn from: {faults[0]}")
         logger.info("%s: %d images, their labels are not used", name, len(files))
         if faults:
@@ -98,7 +95,7 @@ def check_unlabeled(names: list[str]) -> None:
                 "%s: %d of %d images looked at will be skipped, the first: %s",
                 name,
                 len(faults),
-                len(opened),
+                opened,
                 faults[0],
             )
 
@@ -114,11 +111,3 @@ def _fault(file: str) -> str:
         return f"{file} cannot be read ({error})"
     small = min(width, height) <= 2 * MIN_SIDE
     return f"{file} is {width} x {height} pixels, too small for a patch" if small else ""
-
-
-def _is_pair(entry: Any) -> bool:
-    return (
-        isinstance(entry, list | tuple)
-        and len(entry) == 2
-        and all(isinstance(part, str) and part for part in entry)
-    )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from pycocotools.coco import COCO
@@ -97,10 +98,9 @@ class PatchEvaluator(DatasetEvaluator):
             coco = COCO()
             coco.dataset = truth
             coco.createIndex()
-            evaluation = self._eval_class(coco, coco.loadRes(results), _IOU)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
+            evaluation = _evaluate_predictions_on_coco(
+                coco, results, _IOU, cocoeval_fn=self._eval_class
+            )
         return evaluation.stats
 
 
