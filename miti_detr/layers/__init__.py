@@ -3,6 +3,7 @@
 from .attention import MultiHeadAttention
 from .boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
 from .dropout import Dropout, dropout
+from .linear import POINTWISE_DILATION, Linear, linear
 from .mlp import MLP
 from .padding_mask import PADDING_MASK_RULES, feature_padding_mask
 from .position_encoding import (
@@ -14,8 +15,10 @@ from .position_encoding import (
 __all__ = [
     "MLP",
     "PADDING_MASK_RULES",
+    "POINTWISE_DILATION",
     "Dropout",
     "LearnedPositionEncoding",
+    "Linear",
     "MultiHeadAttention",
     "SinePositionEncoding",
     "box_cxcywh_to_xyxy",
@@ -24,4 +27,5 @@ __all__ = [
     "dropout",
     "feature_padding_mask",
     "generalized_box_iou",
+    "linear",
 ]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dropout import dropout
+from .linear import Linear, linear
 
 
 class MultiHeadAttention(nn.Module):
@@ -29,7 +30,7 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -49,7 +50,7 @@ class MultiHeadAttention(nn.Module):
             (N, Lq, C).
         """
         d_model = self.out_proj.in_features
-        v = F.linear(value, self.in_proj_weight[2 * d_model :], self.in_proj_bias[2 * d_model :])
+        v = linear(value, self.in_proj_weight[2 * d_model :], self.in_proj_bias[2 * d_model :])
         v = self._split_heads(v)
         p = self.dropout if self.training else 0.0
         if p > 0 and query.device.type == "cpu":
@@ -67,7 +68,7 @@ class MultiHeadAttention(nn.Module):
             (N, heads, Lq, Lk); each row sums to 1.
         """
         q, k = map(self._split_heads, self._project_query_key(query, key))
-        logits = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        logits = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
         if mask is not None and mask.dtype == torch.bool:
             logits = logits.masked_fill(~mask, -torch.inf)
         elif mask is not None:
@@ -78,11 +79,11 @@ class MultiHeadAttention(nn.Module):
         d_model = self.out_proj.in_features
         weight, bias = self.in_proj_weight[: 2 * d_model], self.in_proj_bias[: 2 * d_model]
         if query is key:
-            q, k = F.linear(query, weight, bias).chunk(2, dim=-1)
+            q, k = linear(query, weight, bias).chunk(2, dim=-1)
             return q, k
         return (
-            F.linear(query, weight[:d_model], bias[:d_model]),
-            F.linear(key, weight[d_model:], bias[d_model:]),
+            linear(query, weight[:d_model], bias[:d_model]),
+            linear(key, weight[d_model:], bias[d_model:]),
         )
 
     def _split_heads(self, x: Tensor) -> Tensor:

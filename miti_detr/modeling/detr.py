@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from miti_detr.checkpoint import adapt_state_dict, record_variant
 from miti_detr.checkpoint.pixels import Pixels, expected_pixels, warn_if_pixels_differ
-from miti_detr.layers import MLP, build_position_encoding
+from miti_detr.layers import MLP, Linear, build_position_encoding
 
 from .backbone import MaskedBackbone
 from .compilation import require_compiler
@@ -107,7 +107,7 @@ class MitiDetr(nn.Module):
         self.input_proj = nn.Conv2d(backbone.num_channels, d_model, kernel_size=1)
         self.transformer = transformer
         self.query_embed = nn.Embedding(num_queries, d_model)
-        self.class_embed = nn.Linear(d_model, num_classes + 1)
+        self.class_embed = Linear(d_model, num_classes + 1)
         self.bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
         self.criterion = criterion
         self.num_classes = num_classes

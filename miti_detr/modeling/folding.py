@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 
+from miti_detr.layers import POINTWISE_DILATION
+
 
 def fold_frozen_batch_norm(module: nn.Module) -> int:
     """Let every convolution with a frozen batch norm below ``module`` compute both at once.
@@ -60,7 +62,9 @@ class FoldedConv2d(Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W), norm included, then apply the activation."""
         weight, bias = self._folded()
-        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        pointwise = x.device.type == "cpu" and self.kernel_size == (1, 1)
+        dilation = POINTWISE_DILATION if pointwise else self.dilation
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, dilation, self.groups)
         return x if self.activation is None else self.activation(x)
 
     def _folded(self) -> tuple[Tensor, Tensor]:

@@ -102,3 +102,13 @@ def test_frozen_weights_can_still_pass_gradients_on(pair):
         folded(x.detach())  # fills the cache
     folded(x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+def test_pointwise_convolutions_are_the_same_function():
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(64)
+    conv = Conv2d(32, 64, 1, stride=2, norm=norm)
+    norm.load_state_dict(filled(norm.state_dict(), "backbone.bn."))
+    folded = FoldedConv2d.of(conv)
+    x = torch.randn(1, 32, 50, 60)
+    torch.testing.assert_close(folded(x), conv(x), rtol=1e-4, atol=1e-4)

@@ -18,7 +18,7 @@ from miti_detr.modeling.transformer import build_transformer
 from . import VARIABLES
 from .child import Alternation, Step, alternate, times_as_fast
 from .meters import Clock, physical_memory, start_memory
-from .plain import LoopCriterion, use_plain_attention
+from .plain import LoopCriterion, use_plain_layers
 from .sides import autocast
 from .spec import BenchSpec, bench_config
 
@@ -133,7 +133,7 @@ def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> tuple[None
     cfg, device = _begin(spec)
     model = build_transformer(cfg)
     if side == "plain":
-        use_plain_attention(model)
+        use_plain_layers(model)
     model.train(point.train).to(device)
     shape = (point.batch, cfg.MODEL.DETR.HIDDEN_DIM, *point.grid)
     source, position = (torch.randn(shape, device=device) for _ in range(2))

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
-from miti_detr.layers import Dropout, MultiHeadAttention
+from miti_detr.layers import Dropout, Linear, MultiHeadAttention
 from miti_detr.modeling import MitiDetr, Target
 
 Match = tuple[Tensor, Tensor]  # queries and objects of one image, each (M,)
@@ -32,7 +32,7 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
     cfg.defrost()
     cfg.MODEL.BACKBONE.FAST_CONV = False
     model = build_model(cfg)
-    use_plain_attention(model)
+    use_plain_layers(model)
     detr = cfg.MODEL.DETR
     model.criterion = LoopCriterion(
         num_classes=detr.NUM_CLASSES,
@@ -45,14 +45,22 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
     return model
 
 
-def use_plain_attention(model: nn.Module) -> None:
-    """Replace every attention and dropout of this package in a model by torch's, in place."""
+def use_plain_layers(model: nn.Module) -> None:
+    """Replace attention, linear layers and dropout of this package in a model by torch's."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, MultiHeadAttention):
                 setattr(parent, name, PlainAttention.of(child))
             elif isinstance(child, Dropout):
                 setattr(parent, name, nn.Dropout(child.p))
+            elif isinstance(child, Linear):
+                setattr(parent, name, _plain_linear(child))
+
+
+def _plain_linear(linear: Linear) -> nn.Linear:
+    plain = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    plain.weight, plain.bias = linear.weight, linear.bias
+    return plain
 
 
 class PlainAttention(nn.MultiheadAttention):

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
-from torch import Tensor, nn
+from torch import Tensor
 
-from miti_detr.layers import MLP
+from miti_detr.layers import MLP, Linear
 from miti_detr.modeling.criterion import Matches
 from miti_detr.modeling.detr import MitiDetr
 from miti_detr.modeling.heads import SetPrediction
@@ -137,7 +137,7 @@ class UpDetr(MitiDetr):
         self.query_shuffle = query_shuffle
         self.feature_weight = feature_weight
         channels = self.backbone.num_channels
-        self.patch2query = nn.Linear(channels, width)
+        self.patch2query = Linear(channels, width)
         if feature_weight > 0:
             self.feature_align = MLP(width, width, channels, num_layers=2)
         mask = group_mask(num_queries // queries_per_patch, queries_per_patch)

@@ -8,7 +8,7 @@ State-dict keys are those of facebookresearch/detr ``models/transformer.py`` at 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miti_detr.layers import Dropout, MultiHeadAttention
+from miti_detr.layers import Dropout, Linear, MultiHeadAttention
 
 from .residual import LayerResidual
 
@@ -29,8 +29,8 @@ class TransformerLayer(nn.Module):
         """Make the shared parts; arguments as in :class:`ResidualTransformer`."""
         super().__init__()
         self.self_attn = MultiHeadAttention(d_model, nhead, dropout=dropout)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.linear1 = Linear(d_model, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
