@@ -28,6 +28,7 @@ from .setup import setup_config, setup_run_logger
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit code after SIGINT, by the convention of shells
+_OF_THE_USER = (CheckpointError, NonFiniteError)  # errors that end a run with a message
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
@@ -54,7 +55,7 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         several = args.num_gpus * args.num_machines > 1
         work = functools.partial(_one_of_several, main) if several else main
         launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
-    except (CheckpointError, NonFiniteError) as error:
+    except _OF_THE_USER as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except KeyboardInterrupt:
@@ -71,7 +72,7 @@ def _one_of_several(main: Callable[[argparse.Namespace], Any], args: argparse.Na
     """The work of a started process: its errors of the user end it with one message."""
     try:
         return main(args)
-    except (CheckpointError, NonFiniteError) as error:
+    except _OF_THE_USER as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
 

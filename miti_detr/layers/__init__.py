@@ -2,7 +2,7 @@
 
 from .attention import MultiHeadAttention
 from .boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
-from .dropout import Dropout, dropout
+from .dropout import Dropout, ReluDropout, dropout, dropout_matmul, relu_dropout
 from .linear import POINTWISE_DILATION, Linear, linear
 from .mlp import MLP
 from .padding_mask import PADDING_MASK_RULES, feature_padding_mask
@@ -20,12 +20,15 @@ __all__ = [
     "LearnedPositionEncoding",
     "Linear",
     "MultiHeadAttention",
+    "ReluDropout",
     "SinePositionEncoding",
     "box_cxcywh_to_xyxy",
     "box_xyxy_to_cxcywh",
     "build_position_encoding",
     "dropout",
+    "dropout_matmul",
     "feature_padding_mask",
     "generalized_box_iou",
     "linear",
+    "relu_dropout",
 ]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dropout import dropout
+from .dropout import dropout_matmul
 from .linear import Linear, linear
 
 
@@ -55,7 +55,7 @@ class MultiHeadAttention(nn.Module):
         p = self.dropout if self.training else 0.0
         if p > 0 and query.device.type == "cpu":
             # With dropout torch has no fused attention on a CPU either.
-            attended = dropout(self.weights(query, key, mask), p) @ v
+            attended = dropout_matmul(self.weights(query, key, mask), v, p)
         else:
             q, k = map(self._split_heads, self._project_query_key(query, key))
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)

@@ -1,11 +1,13 @@
-"""Dropout whose random numbers are cheap on a CPU."""
+"""Dropout that is cheap on a CPU: in random numbers, and in what the backward pass has to keep."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _STEPS = 2**16  # a random number of 16 bits for each element: one of torch's of 64 bits serves four
 
@@ -21,17 +23,39 @@ def dropout(x: Tensor, p: float) -> Tensor:
         x: any shape.
         p: in [0, 1).
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not _is_own(x):
         return F.dropout(x, p)
-    zeros = round(p * _STEPS)
-    return torch.where(_at_least(zeros, x.shape), x * (_STEPS / (_STEPS - zeros)), 0.0)
+    keep, scale = _draw(x.shape, p)
+    return torch.where(keep, x * scale, 0.0)
 
 
-def _at_least(threshold: int, shape: Sequence[int]) -> Tensor:
-    """Whether a random number in 0..65535 is at least ``threshold``; bool, on the CPU."""
-    count = math.prod(shape)
-    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
-    return (draws.view(torch.int16)[:count] >= threshold - _STEPS // 2).view(shape)
+def relu_dropout(x: Tensor, p: float) -> Tensor:
+    """``dropout(relu(x), p)``, of which the backward pass needs no more than the result.
+
+    Args:
+        x: any shape; may be overwritten.
+        p: in [0, 1).
+    """
+    if p == 0 or not _is_own(x):
+        return F.dropout(F.relu(x, inplace=True), p)
+    return _ReluDropout.apply(x, *_draw(x.shape, p))
+
+
+def dropout_matmul(weights: Tensor, value: Tensor, p: float) -> Tensor:
+    """``dropout(weights, p) @ value``, without keeping weights with dropout for the backward pass.
+
+    Args:
+        weights: (..., Q, K), of attention.
+        value: (..., K, C).
+        p: in [0, 1).
+
+    Returns:
+        (..., Q, C), in the precision of ``value``.
+    """
+    weights = weights.to(value.dtype)
+    if not _is_own(weights):
+        return F.dropout(weights, p) @ value
+    return _DropoutMatmul.apply(weights, value, *_draw(weights.shape, p))
 
 
 class Dropout(nn.Dropout):
@@ -40,3 +64,65 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements in training."""
         return dropout(x, self.p) if self.training and self.p > 0 else x
+
+
+class ReluDropout(nn.Dropout):
+    """ReLU, then dropout, by :func:`relu_dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rectify, and drop elements in training; ``x`` may be overwritten."""
+        return relu_dropout(x, self.p if self.training else 0.0)
+
+
+class _ReluDropout(torch.autograd.Function):
+    """Elements above 0 in the result are those that had a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        y = torch.where(keep, x, 0.0).clamp_min_(0.0).mul_(scale)
+        ctx.save_for_backward(y)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, y, 0).mul_(ctx.scale), None, None
+
+
+class _DropoutMatmul(torch.autograd.Function):
+    """Drops elements of the weights a second time in the backward pass; scales the small factor."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, value: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(weights, value, keep)
+        ctx.scale = scale
+        return torch.where(keep, weights, 0.0) @ (value * scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        weights, value, keep = ctx.saved_tensors
+        gradient = gradient * ctx.scale
+        for_value = torch.where(keep, weights, 0.0).transpose(-2, -1) @ gradient
+        for_weights = torch.where(keep, gradient @ value.transpose(-2, -1), 0.0)
+        return for_weights, for_value, None, None
+
+
+def _is_own(x: Tensor) -> bool:
+    """Whether dropout is computed here, not by torch."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _draw(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
+    """What to keep, bool, and the factor that makes up for the rest."""
+    zeros = round(p * _STEPS)
+    return _at_least(zeros, shape), _STEPS / (_STEPS - zeros)
+
+
+def _at_least(threshold: int, shape: Sequence[int]) -> Tensor:
+    """Whether a random number in 0..65535 is at least ``threshold``; bool, on the CPU."""
+    count = math.prod(shape)
+    draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+    return (draws.view(torch.int16)[:count] >= threshold - _STEPS // 2).view(shape)

@@ -5,10 +5,13 @@ A frozen batch norm is ``y = x * s + b`` with constant ``s`` and ``b`` per chann
 of three.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from miti_detr.layers import POINTWISE_DILATION
 
@@ -61,17 +64,23 @@ class FoldedConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, H, W), norm included, then apply the activation."""
-        weight, bias = self._folded()
         pointwise = x.device.type == "cpu" and self.kernel_size == (1, 1)
         dilation = POINTWISE_DILATION if pointwise else self.dilation
-        x = F.conv2d(x, weight, bias, self.stride, self.padding, dilation, self.groups)
+        geometry = (self.stride, self.padding, dilation, self.groups)
+        by_torch = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+        if self._is_trained() and not by_torch:
+            scale, bias = self._scale_and_bias()
+            x = _ScaledConvolution.apply(x, self.weight, scale, bias, geometry)
+        else:
+            x = F.conv2d(x, *self._folded(), *geometry)
         return x if self.activation is None else self.activation(x)
+
+    def _is_trained(self) -> bool:
+        return torch.is_grad_enabled() and self.weight.requires_grad
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """The weight and bias of the one convolution; kept while nothing they come from changes."""
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return self._fold()
-        if torch.compiler.is_compiling():
+        if self._is_trained() or torch.compiler.is_compiling():
             return self._fold()
         sources = (self.weight, self.bias, *self.norm.buffers())
         dtype = self._compute_dtype()
@@ -84,15 +93,58 @@ class FoldedConv2d(Conv2d):
         return self._cache[1:]
 
     def _fold(self) -> tuple[Tensor, Tensor]:
+        scale, bias = self._scale_and_bias()
+        return self.weight * scale[:, None, None, None], bias
+
+    def _scale_and_bias(self) -> tuple[Tensor, Tensor]:
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * scale
         if self.bias is not None:
             bias = bias + self.bias * scale
-        return self.weight * scale[:, None, None, None], bias
+        return scale, bias
 
     def _compute_dtype(self) -> torch.dtype:
         device = self.weight.device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return self.weight.dtype
+
+
+class _ScaledConvolution(torch.autograd.Function):
+    """A convolution with scaled weights, which are made again in the backward pass, not kept.
+
+    The scale has no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: tuple[Any, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.geometry = geometry
+        return F.conv2d(x, weight * scale[:, None, None, None], bias, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        scale = scale[:, None, None, None]
+        stride, padding, dilation, groups = ctx.geometry
+        for_x, for_weight, _, for_bias, _ = ctx.needs_input_grad
+        for_x, for_weight, for_bias = torch.ops.aten.convolution_backward(
+            gradient,
+            x,
+            weight * scale,
+            [len(weight)],
+            stride,
+            padding,
+            dilation,
+            False,  # not transposed
+            [0, 0],
+            groups,
+            [for_x, for_weight, for_bias],
+        )
+        return for_x, for_weight.mul_(scale), None, for_bias, None

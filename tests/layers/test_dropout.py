@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from miti_detr.layers import Dropout, MultiHeadAttention, dropout
+from miti_detr.layers import (
+    Dropout,
+    MultiHeadAttention,
+    ReluDropout,
+    dropout,
+    dropout_matmul,
+    relu_dropout,
+)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -59,3 +66,57 @@ def test_attention_drops_weights() -> None:
         output = attention(*(torch.rand(4, 256, 8) for _ in range(3)))
     assert output.std() > 0.01
     torch.testing.assert_close(output.mean(), torch.tensor(1.0), rtol=0, atol=0.01)
+
+
+def seeded(function, *tensors):
+    """Result and gradients of a function of fresh leaves, and the bytes kept for the backward."""
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    kept = {}
+
+    def note(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    torch.manual_seed(3)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        y = function(*leaves)
+        (y * torch.arange(y.numel()).view(y.shape).cos()).sum().backward()
+    own = y.nbytes  # the factors of the loss
+    return (y.detach(), *(t.grad for t in leaves)), sum(kept.values()) - own
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_relu_dropout(p: float) -> None:
+    x = torch.randn(64, 50)
+    x[0] = 0.0
+    ours, kept = seeded(lambda x: relu_dropout(x * 1, p), x)
+    theirs, _ = seeded(lambda x: dropout(x.relu(), p), x)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    assert kept == x.nbytes
+
+
+def test_the_relu_dropout_module_only_rectifies_in_evaluation() -> None:
+    layer, x = ReluDropout(0.5), torch.randn(100)
+    assert torch.equal(layer.eval()(x.clone()), x.relu())
+    assert not torch.equal(layer.train()(x.clone()), x.relu())
+
+
+def test_dropout_matmul() -> None:
+    torch.manual_seed(0)
+    weights, value = torch.randn(2, 4, 30, 20).softmax(-1), torch.randn(2, 4, 20, 8)
+    ours, kept = seeded(lambda w, v: dropout_matmul(w, v, 0.25), weights, value)
+    theirs, _ = seeded(lambda w, v: dropout(w, 0.25) @ v, weights, value)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert kept == weights.nbytes * 5 / 4 + value.nbytes  # a byte for each weight: kept or not
+
+
+def test_dropout_matmul_takes_the_precision_of_the_values() -> None:
+    weights = torch.rand(3, 4, requires_grad=True)
+    value = torch.rand(4, 5, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = dropout_matmul(weights, value, 0.5)
+    assert result.dtype == torch.bfloat16
+    result.sum().backward()
+    assert (weights.grad.dtype, value.grad.dtype) == (torch.float32, torch.bfloat16)

@@ -112,3 +112,25 @@ def test_pointwise_convolutions_are_the_same_function():
     folded = FoldedConv2d.of(conv)
     x = torch.randn(1, 32, 50, 60)
     torch.testing.assert_close(folded(x), conv(x), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_and_what_is_kept_for_them(pair):
+    """Inputs and the parameter itself, but not its scaled twin."""
+    results, kept = [], {}
+
+    def note(t):
+        kept[t.untyped_storage().data_ptr()] = tuple(t.shape)
+        return t
+
+    for conv in pair:
+        x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        conv.zero_grad()
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            conv(x).square().sum().backward()
+        results.append((x.grad, conv.weight.grad.clone(), conv.bias.grad.clone()))
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    weight = pair[1].weight
+    of_weights = [key for key, shape in kept.items() if shape == tuple(weight.shape)]
+    assert of_weights == [weight.untyped_storage().data_ptr()]

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
-from miti_detr.layers import Dropout, Linear, MultiHeadAttention
+from miti_detr.layers import Dropout, Linear, MultiHeadAttention, ReluDropout
 from miti_detr.modeling import MitiDetr, Target
 
 Match = tuple[Tensor, Tensor]  # queries and objects of one image, each (M,)
@@ -53,6 +53,8 @@ def use_plain_layers(model: nn.Module) -> None:
                 setattr(parent, name, PlainAttention.of(child))
             elif isinstance(child, Dropout):
                 setattr(parent, name, nn.Dropout(child.p))
+            elif isinstance(child, ReluDropout):
+                setattr(parent, name, nn.Sequential(nn.ReLU(), nn.Dropout(child.p)))
             elif isinstance(child, Linear):
                 setattr(parent, name, _plain_linear(child))
 

@@ -5,10 +5,9 @@ queries and keys of attention in every layer, never to values.
 State-dict keys are those of facebookresearch/detr ``models/transformer.py`` at 29901c5.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miti_detr.layers import Dropout, Linear, MultiHeadAttention
+from miti_detr.layers import Dropout, Linear, MultiHeadAttention, ReluDropout
 
 from .residual import LayerResidual
 
@@ -33,6 +32,7 @@ class TransformerLayer(nn.Module):
         self.linear2 = Linear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
+        self.activation = ReluDropout(dropout)
         self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
         self.residual = LayerResidual(layer_residual)
@@ -42,8 +42,7 @@ class TransformerLayer(nn.Module):
         return self.dropout(self.self_attn(query, query, x, mask))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.linear1(x), inplace=True)  # nothing else needs what is overwritten
-        return self.dropout(self.linear2(self.dropout(hidden)))
+        return self.dropout(self.linear2(self.activation(self.linear1(x))))
 
 
 class EncoderLayer(TransformerLayer):
