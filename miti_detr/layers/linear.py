@@ -19,7 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     On CPUs torch leaves matrix products to MKL, which uses the widest vectors of Intel's processors
     only, and convolutions to oneDNN, which uses those of any. The layouts are the same, so nothing
-    is copied. Differs by rounding.
+    is copied but for an input that is not contiguous. Differs by rounding.
 
     Args:
         x: (..., I).
@@ -27,11 +27,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (O,), or none.
 
     Returns:
-        (..., O).
+        (..., O), contiguous.
     """
     if not _as_convolution(x, weight):
         return F.linear(x, weight, bias)
-    pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # channels_last: (1, I, n, 1)
+    # channels_last, (1, I, n, 1): another layout would be that of the result as well, and attention
+    # without weights in memory needs its features side by side.
+    pixels = x.reshape(1, -1, 1, x.shape[-1]).contiguous().permute(0, 3, 1, 2)
     y = F.conv2d(pixels, weight[:, :, None, None], bias, dilation=POINTWISE_DILATION)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
 

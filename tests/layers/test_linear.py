@@ -53,6 +53,14 @@ def test_any_layout(change):
     assert_equal_but_for_rounding(linear(change(x), rows), F.linear(change(x), rows))
 
 
+def test_the_result_is_contiguous_for_the_tokens_of_a_single_feature_map():
+    """As attention needs it to do without weights in memory."""
+    x, weight, bias = arguments(1, 100, WIDE)
+    tokens = x.detach().transpose(1, 2).contiguous().transpose(1, 2)
+    assert not tokens.is_contiguous()
+    assert linear(tokens, weight, bias).is_contiguous()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions_are_torchs_own(dtype):
     x, weight, bias = (t.detach().to(dtype) for t in arguments(100, WIDE))
