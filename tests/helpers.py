@@ -1,5 +1,7 @@
 """What several test modules share: goldens, small configs, inputs."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,34 @@ def training_input(
         "width": size[1],
         "file_name": f"image{seed}.png",
     }
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many threads of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def kernels(function: Callable[..., Any], *args: Any) -> set[str]:
+    """Names of the operators that a call runs, those inside of others as well."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function(*args)
+    return {event.key for event in profile.key_averages()}
+
+
+@contextlib.contextmanager
+def saved_for_backward() -> Iterator[dict[int, torch.Tensor]]:
+    """Tensors that are kept for the backward pass, by the address of their memory."""
+    saved: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.detach()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield saved

@@ -79,6 +79,7 @@ class _ReluDropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        """Keep what is above 0 and drawn, scaled; all (...)."""
         y = torch.where(keep, x, 0.0).clamp_min_(0.0).mul_(scale)
         ctx.save_for_backward(y)
         ctx.scale = scale
@@ -87,6 +88,7 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient where the result is above 0."""
         (y,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(gradient, y, 0).mul_(ctx.scale), None, None
 
@@ -96,6 +98,7 @@ class _DropoutMatmul(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, value: Tensor, keep: Tensor, scale: float) -> Tensor:
+        """(..., Q, K) times (..., K, C)."""
         ctx.save_for_backward(weights, value, keep)
         ctx.scale = scale
         return torch.where(keep, weights, 0.0) @ (value * scale)
@@ -103,6 +106,7 @@ class _DropoutMatmul(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Gradients of weights and value."""
         weights, value, keep = ctx.saved_tensors
         gradient = gradient * ctx.scale
         for_value = torch.where(keep, weights, 0.0).transpose(-2, -1) @ gradient

@@ -67,8 +67,7 @@ class FoldedConv2d(Conv2d):
         pointwise = x.device.type == "cpu" and self.kernel_size == (1, 1)
         dilation = POINTWISE_DILATION if pointwise else self.dilation
         geometry = (self.stride, self.padding, dilation, self.groups)
-        by_torch = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-        if self._is_trained() and not by_torch:
+        if self._is_trained() and not self._is_left_to_torch():
             scale, bias = self._scale_and_bias()
             x = _ScaledConvolution.apply(x, self.weight, scale, bias, geometry)
         else:
@@ -77,6 +76,14 @@ class FoldedConv2d(Conv2d):
 
     def _is_trained(self) -> bool:
         return torch.is_grad_enabled() and self.weight.requires_grad
+
+    def _is_left_to_torch(self) -> bool:
+        """Whether the backward pass has to be torch's own, with what it keeps."""
+        return (
+            torch.compiler.is_compiling()
+            or torch.is_autocast_enabled(self.weight.device.type)
+            or isinstance(self.padding, str)  # pixels of it are known to torch's forward pass alone
+        )
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """The weight and bias of the one convolution; kept while nothing they come from changes."""
@@ -121,6 +128,7 @@ class _ScaledConvolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: tuple[Any, ...]
     ) -> Tensor:
+        """Convolve (N, C, H, W); ``geometry`` is stride, padding, dilation and groups."""
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry = geometry
         return F.conv2d(x, weight * scale[:, None, None, None], bias, *geometry)
@@ -130,6 +138,7 @@ class _ScaledConvolution(torch.autograd.Function):
     def backward(
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, Tensor | None, None]:
+        """Gradients of input, weight and bias, those of them that are needed."""
         x, weight, scale = ctx.saved_tensors
         scale = scale[:, None, None, None]
         stride, padding, dilation, groups = ctx.geometry

@@ -11,6 +11,7 @@ from miti_detr.layers import (
     dropout_matmul,
     relu_dropout,
 )
+from tests.helpers import saved_for_backward
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -71,18 +72,13 @@ def test_attention_drops_weights() -> None:
 def seeded(function, *tensors):
     """Result and gradients of a function of fresh leaves, and the bytes kept for the backward."""
     leaves = [t.clone().requires_grad_() for t in tensors]
-    kept = {}
-
-    def note(t):
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
     torch.manual_seed(3)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with saved_for_backward() as saved:
         y = function(*leaves)
         (y * torch.arange(y.numel()).view(y.shape).cos()).sum().backward()
+    kept = sum(t.untyped_storage().nbytes() for t in saved.values())
     own = y.nbytes  # the factors of the loss
-    return (y.detach(), *(t.grad for t in leaves)), sum(kept.values()) - own
+    return (y.detach(), *(t.grad for t in leaves)), kept - own
 
 
 @pytest.mark.parametrize("p", [0.0, 0.25])

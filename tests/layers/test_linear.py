@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from miti_detr.layers import Linear, linear
+from tests.helpers import kernels, threads
 
 WIDE = 256  # with 160 outputs and 100 rows large enough for a convolution
 
@@ -108,20 +109,10 @@ def test_exporters_see_a_linear_layer():
     assert not any("conv" in kind for kind in kinds)
 
 
-def kernels(function, *args):
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        function(*args)
-    return {event.key for event in profile.key_averages()}
-
-
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is without oneDNN")
 def test_who_computes():
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    for count in (1, 2):
+        with threads(count):
             assert "aten::mkldnn_convolution" in kernels(linear, *arguments(100, WIDE))
             for small in ((100, 7), (3, WIDE)):
                 assert "aten::addmm" in kernels(linear, *arguments(*small))
-    finally:
-        torch.set_num_threads(before)

@@ -8,7 +8,7 @@ from torch import nn
 
 from miti_detr.modeling.folding import FoldedConv2d, fold_frozen_batch_norm
 from tests.fill import filled
-from tests.helpers import tiny_config
+from tests.helpers import kernels, saved_for_backward, threads, tiny_config
 
 
 def resnet(depth=50, norm="FrozenBN"):
@@ -104,33 +104,46 @@ def test_frozen_weights_can_still_pass_gradients_on(pair):
     assert x.grad.abs().sum() > 0
 
 
-def test_pointwise_convolutions_are_the_same_function():
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolutions_are_the_same_function(stride):
+    """And oneDNN's, with one thread and one image, too."""
     torch.manual_seed(0)
     norm = FrozenBatchNorm2d(64)
-    conv = Conv2d(32, 64, 1, stride=2, norm=norm)
+    conv = Conv2d(32, 64, 1, stride=stride, norm=norm)
     norm.load_state_dict(filled(norm.state_dict(), "backbone.bn."))
     folded = FoldedConv2d.of(conv)
     x = torch.randn(1, 32, 50, 60)
     torch.testing.assert_close(folded(x), conv(x), rtol=1e-4, atol=1e-4)
+    if torch.backends.mkldnn.is_available():
+        with threads(1):
+            assert "aten::mkldnn_convolution" in kernels(folded, x)
+
+
+def test_padding_by_name():
+    """The backward pass has it, too."""
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(4)
+    conv = Conv2d(3, 4, 3, padding="same", norm=norm)
+    norm.load_state_dict(filled(norm.state_dict(), "backbone.bn."))
+    gradients = []
+    for layer in (conv, FoldedConv2d.of(conv)):
+        conv.zero_grad()
+        layer(torch.ones(1, 3, 5, 5)).square().sum().backward()
+        gradients.append(conv.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_and_what_is_kept_for_them(pair):
     """Inputs and the parameter itself, but not its scaled twin."""
-    results, kept = [], {}
-
-    def note(t):
-        kept[t.untyped_storage().data_ptr()] = tuple(t.shape)
-        return t
-
+    results = []
     for conv in pair:
         x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
         conv.zero_grad()
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        with saved_for_backward() as saved:
             conv(x).square().sum().backward()
         results.append((x.grad, conv.weight.grad.clone(), conv.bias.grad.clone()))
     for ours, theirs in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     weight = pair[1].weight
-    of_weights = [key for key, shape in kept.items() if shape == tuple(weight.shape)]
+    of_weights = [pointer for pointer, t in saved.items() if t.shape == weight.shape]
     assert of_weights == [weight.untyped_storage().data_ptr()]

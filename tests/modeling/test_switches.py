@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from miti_detr.modeling.recompute import recompute_activations
 from miti_detr.modeling.transformer import LayerResidual
 from tests.fill import filled
-from tests.helpers import load_golden, tiny_config, training_input
+from tests.helpers import load_golden, saved_for_backward, tiny_config, training_input
 from tests.modeling.test_backbones import FPN_KEYS, SWIN, VIT
 from tests.modeling.test_transformer import assert_equals_golden, transformer
 
@@ -91,18 +91,11 @@ def test_recomputing_under_autocast():
 def kept_bytes(made):
     """Bytes that autograd keeps between the two passes, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in made.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with saved_for_backward() as saved:
         losses = made.train()(INPUTS)
     assert len(losses) == 6
-    return sum(kept.values())
+    others = (t for pointer, t in saved.items() if pointer not in parameters)
+    return sum(t.untyped_storage().nbytes() for t in others)
 
 
 def test_recomputing_keeps_less():
