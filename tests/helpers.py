@@ -72,6 +72,11 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def mkldnn_runs() -> bool:
+    """Whether oneDNN's own operators compute here: not with Arm's library, not without oneDNN."""
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_acl_supported()
+
+
 def kernels(function: Callable[..., Any], *args: Any) -> set[str]:
     """Names of the operators that a call runs, those inside of others as well."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

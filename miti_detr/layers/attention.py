@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .dropout import dropout_matmul
 from .linear import Linear, linear
+from .onednn import Derived
 
 
 class MultiHeadAttention(nn.Module):
@@ -31,6 +32,8 @@ class MultiHeadAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
         self.out_proj = Linear(d_model, d_model)
+        self._kept: dict[tuple[int, int], Derived[tuple[Tensor, Tensor | None]]]
+        self._kept = {part: Derived() for part in ((0, 1), (0, 2), (1, 2), (2, 3))}
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -49,9 +52,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (N, Lq, C).
         """
-        d_model = self.out_proj.in_features
-        v = linear(value, self.in_proj_weight[2 * d_model :], self.in_proj_bias[2 * d_model :])
-        v = self._split_heads(v)
+        v = self._split_heads(self._project(value, 2, 3))
         p = self.dropout if self.training else 0.0
         if p > 0 and query.device.type == "cpu":
             # With dropout torch has no fused attention on a CPU either.
@@ -76,15 +77,17 @@ class MultiHeadAttention(nn.Module):
         return logits.softmax(dim=-1)
 
     def _project_query_key(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        d_model = self.out_proj.in_features
-        weight, bias = self.in_proj_weight[: 2 * d_model], self.in_proj_bias[: 2 * d_model]
         if query is key:
-            q, k = linear(query, weight, bias).chunk(2, dim=-1)
+            q, k = self._project(query, 0, 2).chunk(2, dim=-1)
             return q, k
-        return (
-            linear(query, weight[:d_model], bias[:d_model]),
-            linear(key, weight[d_model:], bias[d_model:]),
-        )
+        return self._project(query, 0, 1), self._project(key, 1, 2)
+
+    def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Apply parts of the packed projection, of 0: query, 1: key, 2: value."""
+        d_model = self.out_proj.in_features
+        rows = slice(start * d_model, stop * d_model)
+        kept = self._kept[start, stop]
+        return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows], kept=kept)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.nhead, -1)).transpose(1, 2)  # (N, heads, L, C / heads)

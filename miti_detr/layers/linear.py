@@ -1,8 +1,12 @@
 """Linear layers at the speed of convolutions."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .onednn import Derived, is_for_onednn, is_recorded, multiply, pack_linear
 
 # Of a 1x1 convolution on a CPU. It means nothing there, but with a single thread and fewer than 16
 # images torch would not ask oneDNN for a convolution without.
@@ -14,22 +18,37 @@ _LARGE_INPUT = 20481
 _LARGE_WEIGHT = 2**15
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``; large ones in float32 on a CPU as 1x1 convolution.
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kept: Derived[tuple[Tensor, Tensor | None]] | None = None,
+) -> Tensor:
+    """``torch.nn.functional.linear``; large ones on a CPU by faster functions of oneDNN.
 
-    On CPUs torch leaves matrix products to MKL, which uses the widest vectors of Intel's processors
-    only, and convolutions to oneDNN, which uses those of any. The layouts are the same, so nothing
-    is copied but for an input that is not contiguous. Differs by rounding.
+    On CPUs torch leaves matrix products in float32 to MKL, which uses the widest vectors of Intel's
+    processors only, and convolutions to oneDNN, which uses those of any: here they are 1x1
+    convolutions. The layouts are the same, so nothing is copied but for an input that is not
+    contiguous. Autocast casts the weights in each call; here, without gradient, it does so once.
+    Differs by rounding.
 
     Args:
         x: (..., I).
         weight: (O, I).
         bias: (O,), or none.
+        kept: for this weight alone; holds it for autocast.
 
     Returns:
         (..., O), contiguous.
     """
-    if not _as_convolution(x, weight):
+    if is_recorded() or x.numel() < _LARGE_INPUT or weight.numel() < _LARGE_WEIGHT:
+        return F.linear(x, weight, bias)
+    if kept is not None and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        if is_for_onednn(x, dtype, weight, bias):
+            return multiply(x.to(dtype), *_packed(weight, bias, dtype, x.shape[:-1].numel(), kept))
+    if not _as_convolution(x):
         return F.linear(x, weight, bias)
     # channels_last, (1, I, n, 1): another layout would be that of the result as well, and attention
     # without weights in memory needs its features side by side.
@@ -41,20 +60,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class Linear(nn.Linear):
     """``torch.nn.Linear`` by :func:`linear`: the same parameters, keys and initialisation."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the arguments of torch's."""
+        super().__init__(*args, **kwargs)
+        self._kept: Derived[tuple[Tensor, Tensor | None]] = Derived()
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, kept=self._kept)
 
 
-def _as_convolution(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is work for oneDNN; compilers and exporters shall see a linear layer."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return False
+def _packed(
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    rows: int,
+    kept: Derived[tuple[Tensor, Tensor | None]],
+) -> tuple[Tensor, Tensor | None]:
+    def make() -> tuple[Tensor, Tensor | None]:
+        return pack_linear(weight.to(dtype), rows), None if bias is None else bias.to(dtype)
+
+    return kept.get(make, (weight, bias), dtype)
+
+
+def _as_convolution(x: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
-        and x.numel() >= _LARGE_INPUT
-        and weight.numel() >= _LARGE_WEIGHT
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from miti_detr.layers import PADDING_MASK_RULES, feature_padding_mask
 
 from .folding import fold_frozen_batch_norm
+from .residual_blocks import fuse_residual_blocks
 
 
 class MaskedBackbone(nn.Module):
@@ -45,8 +46,9 @@ class MaskedBackbone(nn.Module):
             in_features: the one output to use; empty for the one with the largest stride, of
                 several the last one.
             padding_mask: rule of :func:`miti_detr.layers.feature_padding_mask`.
-            fast_conv: channels_last layout, and frozen batch norms folded into their
-                convolutions: the same numbers but for rounding, faster and with less memory.
+            fast_conv: channels_last layout, and convolutions that do the frozen batch norm, ReLU and
+                addition behind them: the same numbers but for rounding, faster and with less
+                memory.
 
         Raises:
             ValueError: if the backbone has no such output, or the rule is unknown.
@@ -69,6 +71,7 @@ class MaskedBackbone(nn.Module):
         self.fast_conv = fast_conv
         if fast_conv:
             fold_frozen_batch_norm(body)
+            fuse_residual_blocks(body)
             # Kernels as well, or every step would copy them, and their gradients back.
             body.to(memory_format=torch.channels_last)
         self.in_feature = chosen[0]

@@ -5,6 +5,7 @@ A frozen batch norm is ``y = x * s + b`` with constant ``s`` and ``b`` per chann
 of three.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from miti_detr.layers import POINTWISE_DILATION
+from miti_detr.layers.onednn import Derived, Geometry, convolve, is_for_onednn, pack_convolution
 
 
 def fold_frozen_batch_norm(module: nn.Module) -> int:
@@ -41,7 +43,11 @@ class FoldedConv2d(Conv2d):
     """Detectron2's ``Conv2d`` with a :class:`FrozenBatchNorm2d`, computed as one convolution."""
 
     norm: FrozenBatchNorm2d
-    _cache: tuple[tuple[object, ...], Tensor, Tensor] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take the arguments of Detectron2's."""
+        super().__init__(*args, **kwargs)
+        self._ready: Derived[tuple[Tensor, Tensor]] = Derived()
 
     @classmethod
     def of(cls, conv: Conv2d) -> "FoldedConv2d":
@@ -62,17 +68,49 @@ class FoldedConv2d(Conv2d):
         folded.weight, folded.bias = conv.weight, conv.bias
         return folded.train(conv.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (N, C, H, W), norm included, then apply the activation."""
-        pointwise = x.device.type == "cpu" and self.kernel_size == (1, 1)
-        dilation = POINTWISE_DILATION if pointwise else self.dilation
-        geometry = (self.stride, self.padding, dilation, self.groups)
+    def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Convolve, norm and activation included.
+
+        Args:
+            x: (N, C, H, W).
+            add: (N, O, H', W'), added to the result; may be overwritten.
+            relu: of the sum.
+
+        Returns:
+            (N, O, H', W').
+        """
+        dtype = self._compute_dtype()
+        if self._is_packed(x, dtype, add):
+            packed, bias = self._packed(dtype, x.shape)
+            return convolve(x.to(dtype), packed, bias, self._geometry(), add=add, relu=relu)
         if self._is_trained() and not self._is_left_to_torch():
             scale, bias = self._scale_and_bias()
-            x = _ScaledConvolution.apply(x, self.weight, scale, bias, geometry)
+            x = _ScaledConvolution.apply(x, self.weight, scale, bias, self._geometry_for_torch(x))
         else:
-            x = F.conv2d(x, *self._folded(), *geometry)
-        return x if self.activation is None else self.activation(x)
+            x = F.conv2d(x, *self._folded(dtype), *self._geometry_for_torch(x))
+        if self.activation is not None:
+            x = self.activation(x)
+        if add is not None:
+            x = x.add_(add)
+        return F.relu_(x) if relu else x
+
+    def _is_packed(self, x: Tensor, dtype: torch.dtype, add: Tensor | None) -> bool:
+        """Whether oneDNN computes it all in one pass, with weights in its layout."""
+        if self.activation is not None or isinstance(self.padding, str):
+            return False
+        if not (x.dtype == dtype or self._is_autocast()):
+            return False
+        if add is not None and not (add.dtype == dtype and _is_channels_last(add)):
+            return False
+        return is_for_onednn(x, dtype, self.weight, self.bias, add) and _is_channels_last(x)
+
+    def _geometry(self) -> Geometry:
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
+
+    def _geometry_for_torch(self, x: Tensor) -> tuple[Any, ...]:
+        pointwise = x.device.type == "cpu" and self.kernel_size == (1, 1)
+        dilation = POINTWISE_DILATION if pointwise else self.dilation
+        return self.stride, self.padding, dilation, self.groups
 
     def _is_trained(self) -> bool:
         return torch.is_grad_enabled() and self.weight.requires_grad
@@ -81,23 +119,30 @@ class FoldedConv2d(Conv2d):
         """Whether the backward pass has to be torch's own, with what it keeps."""
         return (
             torch.compiler.is_compiling()
-            or torch.is_autocast_enabled(self.weight.device.type)
+            or self._is_autocast()
             or isinstance(self.padding, str)  # pixels of it are known to torch's forward pass alone
         )
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
+    def _packed(self, dtype: torch.dtype, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        def make() -> tuple[Tensor, Tensor]:
+            weight, bias = self._fold()
+            return pack_convolution(weight.to(dtype), self._geometry(), shape), bias.to(dtype)
+
+        return self._ready.get(make, self._sources(), dtype, "packed")
+
+    def _folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The weight and bias of the one convolution; kept while nothing they come from changes."""
         if self._is_trained() or torch.compiler.is_compiling():
             return self._fold()
-        sources = (self.weight, self.bias, *self.norm.buffers())
-        dtype = self._compute_dtype()
-        key = (dtype, *((t.data_ptr(), t._version) for t in sources if t is not None))
-        if self._cache is None or self._cache[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                weight, bias = self._fold()
-                weight = weight.to(dtype, memory_format=torch.channels_last)
-                self._cache = key, weight, bias.to(dtype)
-        return self._cache[1:]
+
+        def make() -> tuple[Tensor, Tensor]:
+            weight, bias = self._fold()
+            return weight.to(dtype, memory_format=torch.channels_last), bias.to(dtype)
+
+        return self._ready.get(make, self._sources(), dtype)
+
+    def _sources(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias, *self.norm.buffers()
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         scale, bias = self._scale_and_bias()
@@ -112,10 +157,12 @@ class FoldedConv2d(Conv2d):
         return scale, bias
 
     def _compute_dtype(self) -> torch.dtype:
-        device = self.weight.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
+        if self._is_autocast():
+            return torch.get_autocast_dtype(self.weight.device.type)
         return self.weight.dtype
+
+    def _is_autocast(self) -> bool:
+        return torch.is_autocast_enabled(self.weight.device.type)
 
 
 class _ScaledConvolution(torch.autograd.Function):
@@ -157,3 +204,7 @@ class _ScaledConvolution(torch.autograd.Function):
             [for_x, for_weight, for_bias],
         )
         return for_x, for_weight.mul_(scale), None, for_bias, None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)

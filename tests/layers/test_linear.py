@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from miti_detr.layers import Linear, linear
-from tests.helpers import kernels, threads
+from tests.helpers import kernels, mkldnn_runs, threads
 
 WIDE = 256  # with 160 outputs and 100 rows large enough for a convolution
 
@@ -116,3 +116,34 @@ def test_who_computes():
             assert "aten::mkldnn_convolution" in kernels(linear, *arguments(100, WIDE))
             for small in ((100, 7), (3, WIDE)):
                 assert "aten::addmm" in kernels(linear, *arguments(*small))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(100, WIDE), (2, 50, WIDE), (2, 3, WIDE)])
+def test_autocast_without_gradient(bias, shape):
+    """The same numbers but for rounding to bfloat16, and never those of weights from before."""
+    torch.manual_seed(0)
+    layer = Linear(WIDE, 160, bias=bias)
+    x = torch.randn(shape)
+    for _ in range(2):
+        with torch.inference_mode():
+            with torch.autocast("cpu", torch.bfloat16):
+                ours, theirs = layer(x), F.linear(x, layer.weight, layer.bias)
+            assert ours.dtype == torch.bfloat16
+            torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+        with torch.no_grad():
+            layer.weight.mul_(-2)
+
+
+@pytest.mark.skipif(not mkldnn_runs(), reason="no oneDNN for x86")
+def test_autocast_without_gradient_casts_weights_once():
+    layer = Linear(WIDE, 160)
+    x = torch.randn(100, WIDE).bfloat16()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            pytest.skip("this processor has no instructions for bfloat16")
+        layer(x)
+        used = kernels(layer, x)
+    assert "mkldnn::_linear_pointwise" in used
+    assert "aten::copy_" not in used

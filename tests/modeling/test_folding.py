@@ -1,5 +1,8 @@
 """Folded frozen batch norm: the same function, keys and gradients."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec
@@ -8,7 +11,7 @@ from torch import nn
 
 from miti_detr.modeling.folding import FoldedConv2d, fold_frozen_batch_norm
 from tests.fill import filled
-from tests.helpers import kernels, saved_for_backward, threads, tiny_config
+from tests.helpers import kernels, mkldnn_runs, saved_for_backward, threads, tiny_config
 
 
 def resnet(depth=50, norm="FrozenBN"):
@@ -147,3 +150,89 @@ def test_gradients_and_what_is_kept_for_them(pair):
     weight = pair[1].weight
     of_weights = [pointer for pointer, t in saved.items() if t.shape == weight.shape]
     assert of_weights == [weight.untyped_storage().data_ptr()]
+
+
+GEOMETRIES = [
+    {"kernel_size": 1},
+    {"kernel_size": 1, "stride": 2},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3, "padding": 2, "dilation": 2},
+    {"kernel_size": 3, "padding": 1, "groups": 4, "bias": True},
+    {"kernel_size": 7, "stride": 2, "padding": 3},
+]
+
+
+def folded_conv(**geometry):
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(16)
+    conv = Conv2d(8, 16, **{"bias": False, **geometry}, norm=norm)
+    norm.load_state_dict(filled(norm.state_dict(), "backbone.bn."))
+    return conv, FoldedConv2d.of(conv)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_relu_and_addition_without_gradient(geometry, layout):
+    """By oneDNN in one pass, with weights packed for the first of several sizes."""
+    conv, folded = folded_conv(**geometry)
+    for size in ((2, 8, 20, 30), (1, 8, 33, 17), (3, 8, 1, 1), (0, 8, 9, 9)):
+        x = torch.randn(size).contiguous(memory_format=layout)
+        expected = conv(x)
+        other = torch.randn(expected.shape).contiguous(memory_format=layout)
+        added = (expected + other).relu()
+        with torch.no_grad():
+            torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(folded(x, relu=True), expected.relu(), rtol=1e-4, atol=1e-4)
+            ours = folded(x, add=other.clone(memory_format=torch.preserve_format), relu=True)
+            torch.testing.assert_close(ours, added, rtol=1e-4, atol=1e-4)
+            summed = folded(x, add=other.clone(memory_format=torch.preserve_format))
+            torch.testing.assert_close(summed, expected + other, rtol=1e-4, atol=1e-4)
+
+
+def test_relu_and_addition_in_training():
+    """Gradients of all, and nothing overwritten."""
+    conv, folded = folded_conv(kernel_size=3, padding=1)
+    x, other = torch.randn(2, 8, 9, 9), torch.randn(2, 16, 9, 9)
+    results = []
+    for layer in (
+        lambda x, other: (conv(x) + other).relu(),
+        lambda x, other: folded(x, add=other, relu=True),
+    ):
+        conv.zero_grad()
+        leaves = [x.clone().requires_grad_(), other.clone().requires_grad_()]
+        y = layer(*leaves)
+        y.square().sum().backward()
+        assert torch.equal(leaves[1], other)
+        results.append((y.detach(), *(leaf.grad for leaf in leaves), conv.weight.grad.clone()))
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not mkldnn_runs(), reason="no oneDNN for x86")
+def test_one_pass_for_all_of_it():
+    _, folded = folded_conv(kernel_size=3, padding=1)
+    x = torch.randn(2, 8, 9, 9).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        other = folded(x)
+        used = kernels(lambda: folded(x, add=other, relu=True))
+    assert "mkldnn::_convolution_pointwise_" in used
+    assert not {"aten::add_", "aten::relu_", "aten::copy_"} & used
+
+
+def test_an_input_of_another_precision_is_refused_as_by_torch(pair):
+    for conv in pair:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="type"):
+            conv(torch.ones(1, 3, 5, 5, dtype=torch.float64))
+
+
+def test_copies_and_pickles_of_a_used_convolution(pair):
+    _, folded = pair
+    folded.activation = None
+    x = torch.randn(1, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = folded(x)
+        for twin in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded))):
+            assert torch.equal(twin(x), expected)
+            twin.weight.zero_()
+            assert not torch.equal(twin(x), expected)
+        assert torch.equal(folded(x), expected)
