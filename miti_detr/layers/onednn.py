@@ -39,7 +39,9 @@ class Derived(Generic[T]):
             sources: the tensors that it uses.
             others: what else it depends on.
         """
-        tensors = (t for t in sources if t is not None)
+        tensors = [t for t in sources if t is not None]
+        if any(t.is_inference() for t in tensors):
+            return make()  # made in inference mode, they don't tell when they change
         key = (*others, *((t.data_ptr(), t._version) for t in tensors))
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():

@@ -46,8 +46,8 @@ class MaskedBackbone(nn.Module):
             in_features: the one output to use; empty for the one with the largest stride, of
                 several the last one.
             padding_mask: rule of :func:`miti_detr.layers.feature_padding_mask`.
-            fast_conv: channels_last layout, and convolutions that do the frozen batch norm, ReLU and
-                addition behind them: the same numbers but for rounding, faster and with less
+            fast_conv: channels_last layout, and convolutions that do the frozen batch norm, ReLU
+                and addition behind them: the same numbers but for rounding, faster and with less
                 memory.
 
         Raises:

@@ -38,6 +38,16 @@ def test_derived_has_no_gradient_and_is_no_inference_tensor() -> None:
     assert not value.is_inference()
 
 
+def test_sources_made_in_inference_mode_are_never_stale() -> None:
+    kept: Derived[torch.Tensor] = Derived()
+    with torch.inference_mode():
+        weight = torch.ones(3)
+        for expected in (2.0, 4.0):
+            value = kept.get(lambda: weight * 2, (weight,))
+            assert torch.equal(value, torch.full((3,), expected))
+            weight.mul_(2)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_of_derived_are_empty(copied) -> None:
     weight = torch.ones(3)
