@@ -12,10 +12,8 @@ from .onednn import Derived, is_for_onednn, is_recorded, multiply, pack_linear
 # images torch would not ask oneDNN for a convolution without.
 POINTWISE_DILATION = (2, 2)
 
-# Elements from which on a convolution is worth its longer call; torch asks oneDNN for no smaller
-# input.
-_LARGE_INPUT = 20481
-_LARGE_WEIGHT = 2**15
+_LARGE_INPUT = 20481  # elements; torch asks oneDNN for no smaller ones
+_LARGE_PRODUCT = 2**23  # multiply-adds from which on a product is worth a longer call
 
 
 def linear(
@@ -42,7 +40,7 @@ def linear(
     Returns:
         (..., O), contiguous.
     """
-    if is_recorded() or x.numel() < _LARGE_INPUT or weight.numel() < _LARGE_WEIGHT:
+    if is_recorded() or not _is_large(x, weight):
         return F.linear(x, weight, bias)
     if kept is not None and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
@@ -81,6 +79,10 @@ def _packed(
         return pack_linear(weight.to(dtype), rows), None if bias is None else bias.to(dtype)
 
     return kept.get(make, (weight, bias), dtype)
+
+
+def _is_large(x: Tensor, weight: Tensor) -> bool:
+    return x.numel() >= _LARGE_INPUT and x.numel() * len(weight) >= _LARGE_PRODUCT
 
 
 def _as_convolution(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 from miti_detr.layers import Linear, linear
 from tests.helpers import kernels, mkldnn_runs, threads
 
-WIDE = 256  # with 160 outputs and 100 rows large enough for a convolution
+WIDE = 640  # with 160 outputs and 100 rows large enough for a convolution
 
 
 def assert_equal_but_for_rounding(ours, theirs):
