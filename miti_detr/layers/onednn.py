@@ -40,13 +40,15 @@ class Derived(Generic[T]):
             others: what else it depends on.
         """
         tensors = [t for t in sources if t is not None]
-        if any(t.is_inference() for t in tensors):
-            return make()  # made in inference mode, they don't tell when they change
+        if any(t.is_inference() for t in tensors):  # they do not tell when they change
+            with torch.no_grad():
+                return make()
         key = (*others, *((t.data_ptr(), t._version) for t in tensors))
-        if self._kept is None or self._kept[0] != key:
+        kept = self._kept  # another thread may exchange it meanwhile
+        if kept is None or kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = key, make()
-        return self._kept[1]
+                self._kept = kept = key, make()
+        return kept[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Derived[T]":
         """An empty one."""

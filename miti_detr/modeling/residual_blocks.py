@@ -24,7 +24,7 @@ def fuse_residual_blocks(module: nn.Module) -> int:
     for block in blocks:
         block.__class__ = _FUSED[type(block)]
     for part in parts:
-        if type(part) is nn.Sequential and all(isinstance(p, _ResidualBlock) for p in part):
+        if type(part) is nn.Sequential and part and all(type(p) in _FUSED.values() for p in part):
             part.__class__ = Stage
     return len(blocks)
 
