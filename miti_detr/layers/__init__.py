@@ -2,7 +2,8 @@
 
 from .attention import MultiHeadAttention
 from .boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
-from .dropout import Dropout, ReluDropout, dropout, dropout_matmul, relu_dropout
+from .dropout import Dropout, ReluDropout, dropout, relu_dropout
+from .dropout_attention import attention_weights, dropout_attention
 from .linear import POINTWISE_DILATION, Linear, linear
 from .mlp import MLP
 from .padding_mask import PADDING_MASK_RULES, feature_padding_mask
@@ -22,11 +23,12 @@ __all__ = [
     "MultiHeadAttention",
     "ReluDropout",
     "SinePositionEncoding",
+    "attention_weights",
     "box_cxcywh_to_xyxy",
     "box_xyxy_to_cxcywh",
     "build_position_encoding",
     "dropout",
-    "dropout_matmul",
+    "dropout_attention",
     "feature_padding_mask",
     "generalized_box_iou",
     "linear",

@@ -1,12 +1,10 @@
 """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``, batch first."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dropout import dropout_matmul
+from .dropout_attention import attention_weights, dropout_attention
 from .linear import Linear, linear
 from .onednn import Derived
 
@@ -54,11 +52,10 @@ class MultiHeadAttention(nn.Module):
         """
         v = self._split_heads(self._project(value, 2, 3))
         p = self.dropout if self.training else 0.0
+        q, k = map(self._split_heads, self._project_query_key(query, key))
         if p > 0 and query.device.type == "cpu":
-            # With dropout torch has no fused attention on a CPU either.
-            attended = dropout_matmul(self.weights(query, key, mask), v, p)
+            attended = dropout_attention(q, k, v, mask, p)
         else:
-            q, k = map(self._split_heads, self._project_query_key(query, key))
             attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -69,12 +66,7 @@ class MultiHeadAttention(nn.Module):
             (N, heads, Lq, Lk); each row sums to 1.
         """
         q, k = map(self._split_heads, self._project_query_key(query, key))
-        logits = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
-        if mask is not None and mask.dtype == torch.bool:
-            logits = logits.masked_fill(~mask, -torch.inf)
-        elif mask is not None:
-            logits = logits + mask
-        return logits.softmax(dim=-1)
+        return attention_weights(q, k, mask)
 
     def _project_query_key(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         if query is key:

@@ -23,9 +23,9 @@ def dropout(x: Tensor, p: float) -> Tensor:
         x: any shape.
         p: in [0, 1).
     """
-    if not _is_own(x):
+    if not is_own(x):
         return F.dropout(x, p)
-    keep, scale = _draw(x.shape, p)
+    keep, scale = draw(x.shape, p)
     return (x * keep).mul_(scale)
 
 
@@ -36,26 +36,9 @@ def relu_dropout(x: Tensor, p: float) -> Tensor:
         x: any shape; may be overwritten.
         p: in [0, 1).
     """
-    if p == 0 or not _is_own(x):
+    if p == 0 or not is_own(x):
         return F.dropout(F.relu(x, inplace=True), p)
-    return _ReluDropout.apply(x, *_draw(x.shape, p))
-
-
-def dropout_matmul(weights: Tensor, value: Tensor, p: float) -> Tensor:
-    """``dropout(weights, p) @ value``, without keeping weights with dropout for the backward pass.
-
-    Args:
-        weights: (..., Q, K), of attention.
-        value: (..., K, C).
-        p: in [0, 1).
-
-    Returns:
-        (..., Q, C), in the precision of ``value``.
-    """
-    weights = weights.to(value.dtype)
-    if not _is_own(weights):
-        return F.dropout(weights, p) @ value
-    return _DropoutMatmul.apply(weights, value, *_draw(weights.shape, p))
+    return _ReluDropout.apply(x, *draw(x.shape, p))
 
 
 class Dropout(nn.Dropout):
@@ -93,34 +76,18 @@ class _ReluDropout(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(gradient, y, 0).mul_(ctx.scale), None, None
 
 
-class _DropoutMatmul(torch.autograd.Function):
-    """Drops elements of the weights a second time in the backward pass; scales the small factor."""
-
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, value: Tensor, keep: Tensor, scale: float) -> Tensor:
-        """(..., Q, K) times (..., K, C)."""
-        ctx.save_for_backward(weights, value, keep)
-        ctx.scale = scale
-        return (weights * keep) @ (value * scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Gradients of weights and value."""
-        weights, value, keep = ctx.saved_tensors
-        gradient = gradient * ctx.scale
-        for_value = (weights * keep).transpose(-2, -1) @ gradient
-        for_weights = (gradient @ value.transpose(-2, -1)).mul_(keep)
-        return for_weights, for_value, None, None
-
-
-def _is_own(x: Tensor) -> bool:
+def is_own(x: Tensor) -> bool:
     """Whether dropout is computed here, not by torch."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _draw(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
-    """What to keep, 0 or 1, and the factor that makes up for the rest."""
+def draw(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
+    """Draw what to keep, uint8 of 0 and 1 on the CPU, and the factor that makes up for the rest.
+
+    Args:
+        shape: of the elements.
+        p: the share to drop, in [0, 1).
+    """
     zeros = round(p * _STEPS)
     return _at_least(zeros, shape), _STEPS / (_STEPS - zeros)
 

@@ -7,8 +7,9 @@ from miti_detr.layers import (
     Dropout,
     MultiHeadAttention,
     ReluDropout,
+    attention_weights,
     dropout,
-    dropout_matmul,
+    dropout_attention,
     relu_dropout,
 )
 from tests.helpers import saved_for_backward
@@ -98,21 +99,53 @@ def test_the_relu_dropout_module_only_rectifies_in_evaluation() -> None:
     assert not torch.equal(layer.train()(x.clone()), x.relu())
 
 
-def test_dropout_matmul() -> None:
+def plain_attention(p, mask=None):
+    """What ``dropout_attention`` computes, step by step."""
+    return lambda q, k, v: dropout(attention_weights(q, k, mask), p) @ v
+
+
+MASKS = {
+    "none": None,
+    "bool": torch.arange(20).view(1, 1, 1, 20) < torch.tensor([20, 13]).view(2, 1, 1, 1),
+    "float": torch.arange(600.0).view(1, 1, 30, 20).cos(),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_dropout_attention(mask: torch.Tensor | None) -> None:
     torch.manual_seed(0)
-    weights, value = torch.randn(2, 4, 30, 20).softmax(-1), torch.randn(2, 4, 20, 8)
-    ours, kept = seeded(lambda w, v: dropout_matmul(w, v, 0.25), weights, value)
-    theirs, _ = seeded(lambda w, v: dropout(w, 0.25) @ v, weights, value)
+    q, k, v = torch.randn(2, 4, 30, 8), torch.randn(2, 4, 20, 8), torch.randn(2, 4, 20, 8)
+    ours, kept = seeded(lambda q, k, v: dropout_attention(q, k, v, mask, 0.25), q, k, v)
+    theirs, _ = seeded(plain_attention(0.25, mask), q, k, v)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert kept == weights.nbytes * 5 / 4 + value.nbytes  # a byte for each weight: kept or not
+    dropped_or_not = 2 * 4 * 30 * 20  # a byte for each weight
+    inputs = sum(t.nbytes for t in (q, k, v, mask) if t is not None)
+    assert kept == dropped_or_not + inputs
 
 
-def test_dropout_matmul_takes_the_precision_of_the_values() -> None:
-    weights = torch.rand(3, 4, requires_grad=True)
-    value = torch.rand(4, 5, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        result = dropout_matmul(weights, value, 0.5)
-    assert result.dtype == torch.bfloat16
-    result.sum().backward()
-    assert (weights.grad.dtype, value.grad.dtype) == (torch.float32, torch.bfloat16)
+def test_dropout_attention_passes_gradients_to_a_learned_mask() -> None:
+    q, k, v = torch.randn(3, 2, 4, 9, 8).unbind()
+    mask = torch.zeros(9, 9, requires_grad=True)
+    dropout_attention(q, k, v, mask, 0.1).square().sum().backward()
+    assert mask.grad is not None
+    assert mask.grad.abs().sum() > 0
+
+
+def test_dropout_attention_under_autocast() -> None:
+    """Backward, too, in the precision of each step of the plain path."""
+    torch.manual_seed(0)
+    tensors = torch.randn(3, 2, 4, 30, 8, dtype=torch.bfloat16).unbind()
+
+    def under_autocast(function):
+        def run(*leaves):
+            with torch.autocast("cpu", torch.bfloat16):
+                return function(*leaves)
+
+        return run
+
+    ours, _ = seeded(under_autocast(lambda *x: dropout_attention(*x, None, 0.25)), *tensors)
+    theirs, _ = seeded(under_autocast(plain_attention(0.25)), *tensors)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a.float(), b.float(), rtol=0.05, atol=0.02)
