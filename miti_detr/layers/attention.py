@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .derived import Derived
 from .dropout_attention import attention_weights, dropout_attention
 from .linear import Linear, linear
-from .onednn import Derived
 
 
 class MultiHeadAttention(nn.Module):

@@ -7,12 +7,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
-from .dropout import draw, is_own
+from .dropout import draw, dropout, is_own
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -54,7 +53,7 @@ def dropout_attention(
     """
     if not is_own(query) or (mask is not None and mask.requires_grad):
         weights = attention_weights(query, key, mask).to(value.dtype)
-        return F.dropout(weights, p) @ value
+        return dropout(weights, p) @ value
     keep, scale = draw((*query.shape[:-1], key.shape[-2]), p)
     attended: Tensor = _DropoutAttention.apply(query, key, value, mask, keep, scale)
     return attended

@@ -1,12 +1,14 @@
 """Linear layers at the speed of convolutions."""
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .onednn import Derived, is_for_onednn, is_recorded, multiply, pack_linear
+from .derived import Derived
+from .onednn import is_enabled, is_for_onednn, is_recorded, multiply, pack_linear
 
 # Of a 1x1 convolution on a CPU. It means nothing there, but with a single thread and fewer than 16
 # images torch would not ask oneDNN for a convolution without.
@@ -45,7 +47,8 @@ def linear(
     if kept is not None and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         if is_for_onednn(x, dtype, weight, bias):
-            return multiply(x.to(dtype), *_packed(weight, bias, dtype, x.shape[:-1].numel(), kept))
+            make = functools.partial(_pack, weight, bias, dtype, x.shape[:-1].numel())
+            return multiply(x.to(dtype), *kept.get(make, (weight, bias), dtype))
     if not _as_convolution(x):
         return F.linear(x, weight, bias)
     # channels_last, (1, I, n, 1): another layout would be that of the result as well, and attention
@@ -68,17 +71,10 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias, kept=self._kept)
 
 
-def _packed(
-    weight: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    rows: int,
-    kept: Derived[tuple[Tensor, Tensor | None]],
+def _pack(
+    weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: int
 ) -> tuple[Tensor, Tensor | None]:
-    def make() -> tuple[Tensor, Tensor | None]:
-        return pack_linear(weight.to(dtype), rows), None if bias is None else bias.to(dtype)
-
-    return kept.get(make, (weight, bias), dtype)
+    return pack_linear(weight.to(dtype), rows), None if bias is None else bias.to(dtype)
 
 
 def _is_large(x: Tensor, weight: Tensor) -> bool:
@@ -90,6 +86,5 @@ def _as_convolution(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
+        and is_enabled()
     )

@@ -3,13 +3,11 @@
 Operators of torch that its compiler uses; they have no gradient.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 class Geometry(NamedTuple):
@@ -21,47 +19,14 @@ class Geometry(NamedTuple):
     groups: int
 
 
-class Derived(Generic[T]):
-    """Something made of tensors, made again when one of them has changed.
-
-    Copies and pickles of it are empty: it can be made again there.
-    """
-
-    def __init__(self) -> None:
-        """Make an empty one."""
-        self._kept: tuple[object, T] | None = None
-
-    def get(self, make: Callable[[], T], sources: Sequence[Tensor | None], *others: object) -> T:
-        """What ``make`` gives, without gradient, or gave for the same arguments.
-
-        Args:
-            make: called without arguments.
-            sources: the tensors that it uses.
-            others: what else it depends on.
-        """
-        tensors = [t for t in sources if t is not None]
-        if any(t.is_inference() for t in tensors):  # they do not tell when they change
-            with torch.no_grad():
-                return make()
-        key = (*others, *((t.data_ptr(), t._version) for t in tensors))
-        kept = self._kept  # another thread may exchange it meanwhile
-        if kept is None or kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept = kept = key, make()
-        return kept[1]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Derived[T]":
-        """An empty one."""
-        return Derived()
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """An empty one."""
-        return Derived, ()
-
-
 def is_recorded() -> bool:
     """Whether a compiler or an exporter looks on, which shall see torch's public operators."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def is_enabled() -> bool:
+    """Whether torch has oneDNN, and may use it."""
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
 
 
 def is_for_onednn(x: Tensor, dtype: torch.dtype, *sources: Tensor | None) -> bool:
@@ -81,9 +46,8 @@ def is_for_onednn(x: Tensor, dtype: torch.dtype, *sources: Tensor | None) -> boo
 
 
 def _supports(dtype: torch.dtype) -> bool:
-    mkldnn = torch.backends.mkldnn
     # The Arm Compute Library behind oneDNN knows no operators in one pass.
-    if not (mkldnn.is_available() and mkldnn.enabled) or _operators()._is_mkldnn_acl_supported():
+    if not is_enabled() or _operators()._is_mkldnn_acl_supported():
         return False
     if dtype == torch.bfloat16:
         return bool(_operators()._is_mkldnn_bf16_supported())

@@ -5,6 +5,7 @@ A frozen batch norm is ``y = x * s + b`` with constant ``s`` and ``b`` per chann
 of three.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from miti_detr.layers import POINTWISE_DILATION
-from miti_detr.layers.onednn import Derived, Geometry, convolve, is_for_onednn, pack_convolution
+from miti_detr.layers.derived import Derived
+from miti_detr.layers.onednn import Geometry, convolve, is_for_onednn, pack_convolution
 
 
 def fold_frozen_batch_norm(module: nn.Module) -> int:
@@ -47,7 +49,7 @@ class FoldedConv2d(Conv2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take the arguments of Detectron2's."""
         super().__init__(*args, **kwargs)
-        self._ready: Derived[tuple[Tensor, Tensor]] = Derived()
+        self._kept: Derived[tuple[Tensor, Tensor]] = Derived()
 
     @classmethod
     def of(cls, conv: Conv2d) -> "FoldedConv2d":
@@ -80,14 +82,14 @@ class FoldedConv2d(Conv2d):
             (N, O, H', W').
         """
         dtype = self._compute_dtype()
+        geometry = self._geometry(x)
         if self._is_packed(x, dtype, add):
-            packed, bias = self._packed(dtype, x.shape)
-            return convolve(x.to(dtype), packed, bias, self._geometry(), add=add, relu=relu)
+            packed, bias = self._folded(dtype, geometry, x.shape)
+            return convolve(x.to(dtype), packed, bias, geometry, add=add, relu=relu)
         if self._is_trained() and not self._is_left_to_torch():
-            scale, bias = self._scale_and_bias()
-            x = _ScaledConvolution.apply(x, self.weight, scale, bias, self._geometry_for_torch(x))
+            x = _ScaledConvolution.apply(x, self.weight, *self._scale_and_bias(), geometry)
         else:
-            x = F.conv2d(x, *self._folded(dtype), *self._geometry_for_torch(x))
+            x = F.conv2d(x, *self._folded(dtype, geometry), **geometry._asdict())
         if self.activation is not None:
             x = self.activation(x)
         if add is not None:
@@ -104,13 +106,10 @@ class FoldedConv2d(Conv2d):
             return False
         return is_for_onednn(x, dtype, self.weight, self.bias, add) and _is_channels_last(x)
 
-    def _geometry(self) -> Geometry:
-        return Geometry(self.stride, self.padding, self.dilation, self.groups)
-
-    def _geometry_for_torch(self, x: Tensor) -> tuple[Any, ...]:
+    def _geometry(self, x: Tensor) -> Geometry:
         pointwise = x.device.type == "cpu" and self.kernel_size == (1, 1)
         dilation = POINTWISE_DILATION if pointwise else self.dilation
-        return self.stride, self.padding, dilation, self.groups
+        return Geometry(self.stride, self.padding, dilation, self.groups)
 
     def _is_trained(self) -> bool:
         return torch.is_grad_enabled() and self.weight.requires_grad
@@ -123,26 +122,27 @@ class FoldedConv2d(Conv2d):
             or isinstance(self.padding, str)  # pixels of it are known to torch's forward pass alone
         )
 
-    def _packed(self, dtype: torch.dtype, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        def make() -> tuple[Tensor, Tensor]:
-            weight, bias = self._fold()
-            return pack_convolution(weight.to(dtype), self._geometry(), shape), bias.to(dtype)
+    def _folded(
+        self, dtype: torch.dtype, geometry: Geometry, shape: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The weight and bias of the one convolution; kept while nothing they come from changes.
 
-        return self._ready.get(make, self._sources(), dtype, "packed")
-
-    def _folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The weight and bias of the one convolution; kept while nothing they come from changes."""
-        if self._is_trained() or torch.compiler.is_compiling():
+        The weight is packed for oneDNN if the ``shape`` of an input is given.
+        """
+        if shape is None and (self._is_trained() or torch.compiler.is_compiling()):
             return self._fold()
+        make = functools.partial(self._make_folded, dtype, geometry, shape)
+        sources = (self.weight, self.bias, *self.norm.buffers())
+        return self._kept.get(make, sources, dtype, shape is not None)
 
-        def make() -> tuple[Tensor, Tensor]:
-            weight, bias = self._fold()
-            return weight.to(dtype, memory_format=torch.channels_last), bias.to(dtype)
-
-        return self._ready.get(make, self._sources(), dtype)
-
-    def _sources(self) -> tuple[Tensor | None, ...]:
-        return self.weight, self.bias, *self.norm.buffers()
+    def _make_folded(
+        self, dtype: torch.dtype, geometry: Geometry, shape: Sequence[int] | None
+    ) -> tuple[Tensor, Tensor]:
+        weight, bias = self._fold()
+        weight = weight.to(dtype, memory_format=torch.channels_last)
+        if shape is not None:
+            weight = pack_convolution(weight, geometry, shape)
+        return weight, bias.to(dtype)
 
     def _fold(self) -> tuple[Tensor, Tensor]:
         scale, bias = self._scale_and_bias()
@@ -173,12 +173,12 @@ class _ScaledConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: tuple[Any, ...]
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: Geometry
     ) -> Tensor:
-        """Convolve (N, C, H, W); ``geometry`` is stride, padding, dilation and groups."""
+        """Convolve (N, C, H, W)."""
         ctx.save_for_backward(x, weight, scale)
         ctx.geometry = geometry
-        return F.conv2d(x, weight * scale[:, None, None, None], bias, *geometry)
+        return F.conv2d(x, weight * scale[:, None, None, None], bias, **geometry._asdict())
 
     @staticmethod
     @once_differentiable

@@ -183,9 +183,9 @@ def test_relu_and_addition_without_gradient(geometry, layout):
         with torch.no_grad():
             torch.testing.assert_close(folded(x), expected, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(folded(x, relu=True), expected.relu(), rtol=1e-4, atol=1e-4)
-            ours = folded(x, add=other.clone(memory_format=torch.preserve_format), relu=True)
+            ours = folded(x, add=other.clone(), relu=True)
             torch.testing.assert_close(ours, added, rtol=1e-4, atol=1e-4)
-            summed = folded(x, add=other.clone(memory_format=torch.preserve_format))
+            summed = folded(x, add=other.clone())
             torch.testing.assert_close(summed, expected + other, rtol=1e-4, atol=1e-4)
 
 
