@@ -48,11 +48,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["miti_detr", "miti_detr.*"]), CONFIGS],
+    packages=[*find_packages(include=["miti_detr", "miti_detr.*", "benchmarks"]), CONFIGS],
     # The YAML files live at the top of the repository, where Detectron2 users look for them, and
     # install below the package.
     package_dir={CONFIGS: "configs"},
-    package_data={CONFIGS: ["**/*.yaml"], "miti_detr": ["py.typed", "analysis/*.html"]},
+    package_data={CONFIGS: ["**/*.yaml"], "miti_detr": ["py.typed", "study/*.html"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

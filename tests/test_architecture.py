@@ -19,9 +19,10 @@ MAY_IMPORT = {
     "data": set(),
     "modeling": {"layers", "checkpoint"},
     "evaluation": {"data"},
-    "rank": {"layers", "modeling"},
+    "rank": {"layers", "modeling", "engine", "visualize"},
     "engine": {"layers", "modeling", "data", "evaluation", "checkpoint", "model_zoo", "rank"},
-    "analysis": {"layers", "modeling", "data", "engine", "evaluation", "checkpoint", "rank"},
+    "visualize": {"layers", "modeling", "data", "engine", "evaluation", "checkpoint", "rank"},
+    "study": {"engine", "visualize"},
     "cli": set(ROOMS),
 }
 

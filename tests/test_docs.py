@@ -27,13 +27,13 @@ from PIL import Image
 
 import train_net
 from miti_detr import add_miti_detr_config
-from miti_detr.analysis.study import plan_runs, read_study
 from miti_detr.checkpoint import MitiDetrCheckpointer, to_official
 from miti_detr.cli.main import _take_overrides, build_parser, main
 from miti_detr.engine import NonFiniteError, run
-from miti_detr.engine.nonfinite import NonFiniteGuard
+from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
 from miti_detr.modeling import MaskedBackbone
 from miti_detr.modeling.detr import build_backbone
+from miti_detr.study.study import plan_runs, read_study
 from tests.checkpoint.helpers import r50_config, slim
 from tests.checkpoint.test_checkpointer import RESNET18
 from tests.helpers import ROOT, training_input

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from miti_detr.analysis.bench import PRECISIONS, SIDES, TASKS, VARIABLES
+from benchmarks import PRECISIONS, SIDES, TASKS, VARIABLES
 
 from .arguments import natural_int, positive_int, split_overrides
 
@@ -69,9 +69,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print each table when it is there, write the record."""
-    from miti_detr.analysis.bench.meters import describe_machine
-    from miti_detr.analysis.bench.run import BenchRequest, run_benchmark, write_record
-    from miti_detr.analysis.bench.spec import BenchSpec
+    from benchmarks.meters import describe_machine
+    from benchmarks.run import BenchRequest, run_benchmark, write_record
+    from benchmarks.spec import BenchSpec
 
     files, overrides = split_overrides(args.config_file)
     settings = {name: getattr(args, name) for name in SETTINGS}

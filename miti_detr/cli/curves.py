@@ -20,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Draw and say where the picture is."""
-    from miti_detr.analysis.curves import draw_curves, read_run, run_names
+    from miti_detr.visualize.curves import draw_curves, read_run, run_names
 
     paths = [Path(path) for path in args.runs]
     runs = [read_run(path, name) for path, name in zip(paths, run_names(paths), strict=True)]

@@ -27,9 +27,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Draw and say where the picture is."""
-    from miti_detr.analysis.detections import draw_detections
-    from miti_detr.analysis.patches import draw_patches
     from miti_detr.engine.predictor import Predictor, load_config
+    from miti_detr.visualize.detections import draw_detections
+    from miti_detr.visualize.patches import draw_patches
 
     cfg = load_config(args.config_file, weights=args.weights, overrides=args.overrides)
     dataset = args.dataset or next(iter(cfg.DATASETS.TEST), None)

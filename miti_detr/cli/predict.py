@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     """Predict; the exit status is 1 if no image could be read."""
     from tqdm import tqdm
 
-    from miti_detr.analysis.classes import class_table
-    from miti_detr.analysis.predictions import find_images, predict_images
     from miti_detr.engine import prepare_cpu
     from miti_detr.engine.predictor import Predictor, load_config
+    from miti_detr.visualize.classes import class_table
+    from miti_detr.visualize.predictions import find_images, predict_images
 
     words, overrides = split_overrides(args.images)
     images = find_images(words)

@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_models(args: argparse.Namespace) -> int:
-    from miti_detr.analysis.predictions import find_images
-    from miti_detr.analysis.rank import (
+    from miti_detr.rank.tables import (
         comparison_table,
         draw_chart,
         load_models,
@@ -43,6 +42,7 @@ def _run_models(args: argparse.Namespace) -> int:
         rank_models,
         write_record,
     )
+    from miti_detr.visualize.predictions import find_images
 
     words, overrides = split_overrides(args.images)
     images = find_images(words) if words else []
@@ -67,10 +67,10 @@ def _run_models(args: argparse.Namespace) -> int:
 def _run_theory(args: argparse.Namespace) -> int:
     import json
 
-    from miti_detr.analysis.rank import plain
-    from miti_detr.analysis.rank_theory import theory, theory_tables
     from miti_detr.files import write_text
+    from miti_detr.rank.tables import plain
     from miti_detr.rank.theory import TheorySpec
+    from miti_detr.rank.theory_tables import theory, theory_tables
 
     if args.weights or args.config_file or args.images:
         raise ValueError("--theory takes no model, images or config keys; only --seeds, --output")

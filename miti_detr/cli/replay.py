@@ -16,7 +16,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Replay and print where the first value that is not finite arose."""
-    from miti_detr.engine.nonfinite import replay
+    from miti_detr.engine.hooks.nonfinite import replay
 
     print(replay(args.record))
     return 0

@@ -1,11 +1,9 @@
 """Training and evaluation runs."""
 
 from .cpu import prepare_cpu
-from .hooks import ResidualRamp
+from .hooks import NonFiniteError, RankHook, ReplayReport, ResidualRamp, replay
 from .launch import run
-from .nonfinite import NonFiniteError, ReplayReport, replay
 from .optimizer import build_optimizer
-from .rank_hook import RankHook
 from .setup import log_version, resolve_device, setup_config, setup_run_logger, version
 from .trainer import Trainer
 

@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from miti_detr.checkpoint.errors import CheckpointError
 from miti_detr.data import check_datasets
 
-from .nonfinite import NonFiniteError
+from .hooks import NonFiniteError
 from .setup import setup_config, setup_run_logger
 
 logger = logging.getLogger(__name__)

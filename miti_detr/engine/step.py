@@ -8,7 +8,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .nonfinite import NonFiniteGuard
+from .hooks import NonFiniteGuard
 from .seed import seed_step
 
 

@@ -24,16 +24,16 @@ from miti_detr.files import write_text
 
 from .hooks import (
     BestCheckpointer,
+    MatchingRecorder,
+    NonFiniteGuard,
     ProgressBar,
+    RankHook,
     ResidualRamp,
     RunWriters,
     StepLog,
     read_records,
 )
-from .matching import MatchingRecorder
-from .nonfinite import NonFiniteGuard
 from .optimizer import build_optimizer
-from .rank_hook import RankHook
 from .seed import resolve_seed
 from .setup import resolve_schedule
 from .step import TrainStep

@@ -1,15 +1,15 @@
 """The model: backbone, transformer with the layer residual, set prediction, set loss."""
 
-from .backbone import MaskedBackbone, build_detr_resnet_backbone
+from .backbones.masked_backbone import MaskedBackbone, build_detr_resnet_backbone
+from .backbones.timm import TimmBackbone, build_timm_backbone
+from .backbones.vision_transformers import build_swin_backbone, build_vit_backbone
 from .criterion import SetCriterion
 from .detr import MitiDetr
 from .heads import SetPrediction
 from .matcher import HungarianMatcher
 from .postprocess import detections
 from .targets import Target, targets_from_instances
-from .timm_backbone import TimmBackbone, build_timm_backbone
 from .transformer import TRANSFORMER_REGISTRY, ResidualTransformer, build_transformer
-from .vision_transformers import build_swin_backbone, build_vit_backbone
 
 __all__ = [
     "TRANSFORMER_REGISTRY",

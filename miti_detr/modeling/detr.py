@@ -19,7 +19,7 @@ from miti_detr.checkpoint import adapt_state_dict, record_variant
 from miti_detr.checkpoint.pixels import Pixels, expected_pixels, warn_if_pixels_differ
 from miti_detr.layers import MLP, Linear, build_position_encoding
 
-from .backbone import MaskedBackbone
+from .backbones.masked_backbone import MaskedBackbone
 from .compilation import require_compiler
 from .criterion import SetCriterion
 from .heads import SetPrediction, predict_set

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from miti_detr.analysis.bench import child, grow
+from benchmarks import scaling as grow
+from benchmarks import worker as child
 from miti_detr.cli import bench
 from miti_detr.cli.main import main
-from tests.analysis.bench.helpers import CONFIG, DETR, SMALL, InlineChild
+from tests.benchmarks.helpers import CONFIG, DETR, SMALL, InlineChild
 
 Capture = pytest.CaptureFixture[str]
 WORDS = ["--threads", "1", "--repeats", "1", "--size", "64x96"]
@@ -115,7 +116,7 @@ def test_several_configs(capsys: Capture) -> None:
 def test_work_of_others_is_said(
     busy: float, warned: bool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("miti_detr.analysis.bench.meters.busy_cores", lambda: busy)
+    monkeypatch.setattr("benchmarks.meters.busy_cores", lambda: busy)
     assert busy < bench.BUSY or warned
     assert run("--only", "model", *[str(word) for word in DETR]) == 0
     said = capsys.readouterr().out

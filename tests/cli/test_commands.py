@@ -11,8 +11,8 @@ from PIL import Image
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.cli import doctor
 from miti_detr.cli.main import main
-from tests.analysis.test_detections import register_images
 from tests.helpers import tiny_config
+from tests.visualize.test_detections import register_images
 
 Capture = pytest.CaptureFixture[str]
 

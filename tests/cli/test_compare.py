@@ -8,10 +8,10 @@ import pytest
 
 from miti_detr.cli.main import main
 from miti_detr.engine import setup_config
-from tests.analysis.made_runs import write_foreign_run, write_run
-from tests.engine.test_matching import SMALL
+from tests.engine.hooks.test_matching import SMALL
 from tests.helpers import ROOT
 from tests.small_shapes import small_shapes
+from tests.study.made_runs import write_foreign_run, write_run
 
 Capture = pytest.CaptureFixture[str]
 

@@ -9,10 +9,10 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from miti_detr.analysis.rank import model_names
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.cli.main import main
 from miti_detr.rank import measure_rank, theory
+from miti_detr.rank.tables import model_names
 from tests.helpers import ROOT, tiny_config
 
 Capture = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from torch import distributed
 
 from miti_detr.engine.trainer import wrap_for_processes
 from tests.helpers import tiny_config, training_input
-from tests.modeling.test_backbones import FPN_KEYS
+from tests.modeling.backbones.test_backbones import FPN_KEYS
 
 
 @pytest.fixture

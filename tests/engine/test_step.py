@@ -5,7 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from miti_detr.engine import Trainer
-from miti_detr.engine.nonfinite import NonFiniteGuard
+from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
 from miti_detr.engine.step import TrainStep
 from tests.engine.stub import config
 

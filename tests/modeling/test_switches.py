@@ -10,7 +10,7 @@ from miti_detr.modeling.recompute import recompute_activations
 from miti_detr.modeling.transformer import LayerResidual
 from tests.fill import filled
 from tests.helpers import load_golden, saved_for_backward, tiny_config, training_input
-from tests.modeling.test_backbones import FPN_KEYS, SWIN, VIT
+from tests.modeling.backbones.test_backbones import FPN_KEYS, SWIN, VIT
 from tests.modeling.test_transformer import assert_equals_golden, transformer
 
 FROZEN = ("MODEL.RESNETS.NORM", "FrozenBN")

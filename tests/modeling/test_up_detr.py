@@ -12,7 +12,7 @@ from miti_detr.data.patches import PATCH_CLASS as CLASS_IN_DATA
 from miti_detr.modeling.pretrain import PATCH_CLASS, group_mask
 from miti_detr.modeling.pretrain.up_detr import feature_losses
 from tests.helpers import tiny_config, training_input
-from tests.modeling.test_backbones import FPN_KEYS
+from tests.modeling.backbones.test_backbones import FPN_KEYS
 from tests.modeling.test_detr import config_of, trainable
 
 COUNTS = [(12, 3), (12, 6), (100, 20)]  # queries and patches

@@ -1,0 +1,200 @@
+"""How the cost of encoder, decoder and set loss grows with tokens, queries, batch and objects.
+
+N images, n tokens, Q queries, C width, L decoder layers, K classes.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from miti_detr.modeling import HungarianMatcher, SetCriterion, Target
+from miti_detr.modeling.transformer import build_transformer
+
+from . import VARIABLES
+from .meters import Clock, physical_memory, start_memory
+from .plain import LoopCriterion, use_plain_layers
+from .sides import autocast
+from .spec import BenchSpec, bench_config
+from .worker import Alternation, Step, alternate, times_as_fast
+
+# Grids (h, w) of about 300 to 17,000 tokens; 800 x 1333 pixels have 1,050 at stride 32 and 4,200 at
+# stride 16.
+TOKEN_GRIDS = ((15, 20), (25, 42), (42, 50), (50, 84), (80, 105), (100, 170))
+QUERIES = (100, 300, 600, 900)
+BATCHES = (1, 2, 4, 8, 16)
+OBJECTS = (0, 10, 50, 100, 200, 500)
+SECONDS_PER_POINT = 30.0  # no further round after that
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One size at which cost is measured.
+
+    Attributes:
+        batch: N.
+        grid: (h, w) of the tokens.
+        queries: Q.
+        objects: of each image; None: encoder and decoder are measured, otherwise the set loss.
+        train: with gradients.
+    """
+
+    batch: int
+    grid: tuple[int, int]
+    queries: int
+    objects: int | None = None
+    train: bool = False
+
+
+def bench_growth(
+    spec: BenchSpec, variable: str, *, plain: bool = False, train: bool = False
+) -> list[dict[str, Any]]:
+    """Measure at each size of one variable; the others are those of the benchmark.
+
+    Args:
+        spec: what to measure; the first of its sizes gives the grid.
+        variable: of ``VARIABLES``.
+        plain: measure the plain form in turn, where its memory suffices.
+        train: forward and backward instead of forward alone. The set loss always has both.
+
+    Returns:
+        For each size its ``value``, the ``point``, and of each side the median ``seconds`` and the
+        ``memory`` (see :func:`memory_marks`); with two sides ``times_as_fast``.
+
+    Raises:
+        ValueError: for an unknown variable.
+    """
+    result = []
+    for value, point in _points(spec, variable, train):
+        sides = ["ours"]
+        if plain and _fits(spec, point):
+            sides.append("plain")
+        measured = alternate(
+            sides,
+            _prepare_criterion if point.objects is not None else _prepare_transformer,
+            (spec, point),
+            threads=spec.threads,
+            warmup=1,
+            repeats=spec.repeats,
+            budget=SECONDS_PER_POINT,
+        )
+        result.append({"value": value, "point": dataclasses.asdict(point), **_summary(measured)})
+    return result
+
+
+def _points(spec: BenchSpec, variable: str, train: bool) -> list[tuple[int, Point]]:
+    if variable not in VARIABLES:
+        raise ValueError(f"{variable!r} cannot grow; possible: {', '.join(VARIABLES)}")
+    cfg = bench_config(spec)
+    stride = 16 if cfg.MODEL.RESNETS.RES5_DILATION == 2 else 32
+    height, width = spec.sizes[0]
+    base = Point(
+        batch=spec.batch,
+        grid=(-(-height // stride), -(-width // stride)),
+        queries=cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
+        train=train,
+    )
+    change = dataclasses.replace
+    if variable == "tokens":
+        return [(h * w, change(base, batch=1, grid=(h, w))) for h, w in TOKEN_GRIDS]
+    if variable == "queries":
+        return [(queries, change(base, queries=queries)) for queries in QUERIES]
+    if variable == "batch":
+        return [(batch, change(base, batch=batch)) for batch in BATCHES]
+    return [(objects, change(base, objects=objects, train=True)) for objects in OBJECTS]
+
+
+def _fits(spec: BenchSpec, point: Point) -> bool:
+    """Whether the attention weights of the plain form stay below half of this machine's memory."""
+    if point.objects is not None:
+        return True
+    detr = bench_config(spec).MODEL.DETR
+    tokens = point.grid[0] * point.grid[1]
+    copies = 4 * detr.ENC_LAYERS if point.train else 3  # logits, softmax, dropout and its mask
+    return 4 * copies * detr.NHEADS * point.batch * tokens**2 < physical_memory() / 2
+
+
+def _summary(measured: Alternation) -> dict[str, Any]:
+    sides = {
+        name: {"seconds": statistics.median(seconds["step"]), "memory": measured.memory[name]}
+        for name, seconds in measured.seconds.items()
+    }
+    if len(sides) == 1:
+        return sides
+    return {**sides, "times_as_fast": times_as_fast(*measured.seconds.values())["step"]}
+
+
+# What follows runs in the child.
+def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
+    cfg, device = _begin(spec)
+    model = build_transformer(cfg)
+    if side == "plain":
+        use_plain_layers(model)
+    model.train(point.train).to(device)
+    shape = (point.batch, cfg.MODEL.DETR.HIDDEN_DIM, *point.grid)
+    source, position = (torch.randn(shape, device=device) for _ in range(2))
+    queries = torch.randn(point.queries, shape[1], device=device)
+    mask = torch.zeros(point.batch, *point.grid, dtype=torch.bool, device=device)
+
+    def work() -> None:
+        with torch.set_grad_enabled(point.train), autocast(device, spec.precision):
+            states, _ = model(source, mask, queries, position)
+        if point.train:
+            states.float().square().mean().backward()
+            model.zero_grad()
+
+    return _timed(work, device)
+
+
+def _prepare_criterion(side: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
+    cfg, device = _begin(spec)
+    detr = cfg.MODEL.DETR
+    layers, classes, objects = detr.DEC_LAYERS, detr.NUM_CLASSES, point.objects or 0
+    criterion: nn.Module = LoopCriterion(num_classes=classes)
+    if side == "ours":
+        criterion = SetCriterion(num_classes=classes, matcher=HungarianMatcher())
+    criterion.to(device)
+    size = (layers, point.batch, point.queries)
+    logits = torch.randn(*size, classes + 1, device=device, requires_grad=True)
+    boxes = _random_boxes(*size).to(device).requires_grad_()
+    targets: list[Target] = [
+        {
+            "labels": torch.randint(0, classes, (objects,), device=device),
+            "boxes": _random_boxes(objects).to(device),
+        }
+        for _ in range(point.batch)
+    ]
+
+    def work() -> None:
+        torch.stack(list(criterion(logits, boxes, targets).values())).sum().backward()
+        logits.grad = boxes.grad = None
+
+    return _timed(work, device)
+
+
+def _begin(spec: BenchSpec) -> tuple[CfgNode, torch.device]:
+    cfg = bench_config(spec)
+    torch.manual_seed(spec.seed)
+    return cfg, torch.device(cfg.MODEL.DEVICE)
+
+
+def _timed(work: Callable[[], None], device: torch.device) -> tuple[None, Step]:
+    start_memory()
+
+    def step() -> dict[str, float]:
+        clock = Clock(device)
+        work()
+        clock.mark("step")
+        return clock.parts
+
+    return None, step
+
+
+def _random_boxes(*size: int) -> Tensor:
+    """Boxes (*size, 4) ``cxcywh`` inside the unit square."""
+    side = 0.05 + 0.25 * torch.rand(*size, 2)
+    return torch.cat([side / 2 + (1 - side) * torch.rand(*size, 2), side], dim=-1)

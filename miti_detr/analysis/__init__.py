@@ -1,1 +1,0 @@
-"""Pictures and figures read off runs and models."""

@@ -1,0 +1,29 @@
+"""Training hooks beside Detectron2's own, one file per hook."""
+
+from .best_checkpointer import BestCheckpointer
+from .matching import MATCHES_FILE, MatchingRecorder
+from .nonfinite import NonFiniteError, NonFiniteGuard, ReplayReport, replay
+from .progress_bar import ProgressBar
+from .rank_collapse import RankHook
+from .residual_ramp import ResidualRamp
+from .step_log import STEP_KEYS, STEPS_FILE, StepLog
+from .writers import RunWriters, drop_records, read_records
+
+__all__ = [
+    "MATCHES_FILE",
+    "STEPS_FILE",
+    "STEP_KEYS",
+    "BestCheckpointer",
+    "MatchingRecorder",
+    "NonFiniteError",
+    "NonFiniteGuard",
+    "ProgressBar",
+    "RankHook",
+    "ReplayReport",
+    "ResidualRamp",
+    "RunWriters",
+    "StepLog",
+    "drop_records",
+    "read_records",
+    "replay",
+]

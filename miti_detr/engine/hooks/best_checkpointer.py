@@ -1,0 +1,39 @@
+"""The best weights of a run."""
+
+from pathlib import Path
+
+import torch
+from detectron2.engine import hooks
+from fvcore.common.checkpoint import Checkpointer
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Detectron2's hook, whose memory of the best score survives a resume.
+
+    The best weights are no place to resume from: ``checkpointer`` must neither hold the trainer nor
+    mark what it saves as the last checkpoint.
+    """
+
+    def __init__(self, eval_period: int, checkpointer: Checkpointer, val_metric: str) -> None:
+        """Take what Detectron2's hook takes; higher is better, the file is ``model_best.pth``."""
+        super().__init__(eval_period, checkpointer, val_metric)
+
+    def before_train(self) -> None:
+        """Read the score of the best weights of the run that is resumed."""
+        path = Path(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
+        if self.trainer.start_iter > 0 and path.is_file():
+            # mmap: only two numbers are read, not the tensors.
+            best = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if best.get("metric") == self._val_metric:
+                self.best_metric, self.best_iter = best["score"], best["iteration"]
+
+    def _best_checking(self) -> None:
+        latest = self.trainer.storage.latest().get(self._val_metric)
+        if latest is None:
+            return
+        score, iteration = latest
+        best = self.best_metric
+        if (best is None or self._compare(score, best)) and self._update_best(score, iteration):
+            extra = {"metric": self._val_metric, "score": score, "iteration": iteration}
+            self._checkpointer.save(self._file_prefix, **extra)
+            self._logger.info(f"{self._file_prefix}.pth: {self._val_metric} {score:.3f}")

@@ -1,0 +1,1 @@
+"""Backbones: any of Detectron2, with the padding mask of their feature."""

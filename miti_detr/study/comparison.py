@@ -1,0 +1,252 @@
+"""What is compared: runs, grouped into arms, as their folders tell."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from miti_detr.engine.hooks import STEPS_FILE, read_records
+from miti_detr.engine.hooks.matching import MATCHES_FILE
+from miti_detr.visualize.curves import AP, AR, Run, read_run, run_names
+
+from .statistics import first_reached
+from .study import Study, StudyRun, flatten
+from .study_run import FINISHED_FILE, START_FILE
+from .study_runs import EVALUATION_FILE
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
+# Keys of a config that differ between runs of the same arm
+_OWN_KEYS = re.compile(r"SEED|OUTPUT_DIR|VERSION|DATALOADER\.NUM_WORKERS|ANALYSIS\..*")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """The records of one run.
+
+    Attributes:
+        path: its folder.
+        seed: of its config; None if that says none.
+        metrics: of ``metrics.json``.
+        steps: of ``steps.json``: loss and gradient norm of every iteration; may be empty.
+        matches: of ``matches.json``: the query of each object at each evaluation; may be empty.
+        config: of ``config.yaml``, keys joined by dots; may be empty.
+        facts: ``weights``, ``parameters``, ``iterations_per_epoch`` (of ``start.json``),
+            ``seconds`` (``evaluation.json``), ``error`` (``finished.json``), as far as known.
+    """
+
+    path: Path
+    seed: int | None
+    metrics: Run
+    steps: list[dict[str, float]]
+    matches: list[dict[str, Any]]
+    config: dict[str, Any]
+    facts: dict[str, Any]
+
+    def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return iterations and values of a metric of :data:`METRICS`, or of a key as it is.
+
+        Of several test sets, the first by name counts.
+        """
+        key = metric
+        if metric in METRICS:
+            pattern = AR if metric == "AR" else re.compile(rf"(.+/)?bbox/{metric}")
+            key = next(iter(self.metrics.keys(pattern)), "")
+        return self.metrics.series(key)
+
+    def final(self, metric: str) -> float:
+        """Return the value of the last evaluation; NaN without one."""
+        values = self.curve(metric)[1]
+        return float(values[-1]) if len(values) else float("nan")
+
+    def reached(self, ap: float) -> float | None:
+        """Return the iteration at which ``ap`` is first reached, if it is."""
+        return first_reached(*self.curve("AP"), ap)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmResult:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: in tables and legends.
+        runs: by rising seed.
+        reference: name of the arm that it is compared with.
+    """
+
+    name: str
+    runs: list[RunResult]
+    reference: str | None = None
+
+    def values(self, metric: str) -> list[float]:
+        """Return the last value of a metric, for each run."""
+        return [run.final(metric) for run in self.runs]
+
+    def pairs(self, other: "ArmResult") -> list[tuple[RunResult, RunResult]]:
+        """Return the runs of both arms that have the same seed."""
+        theirs = {run.seed: run for run in other.runs if run.seed is not None}
+        return [(run, theirs[run.seed]) for run in self.runs if run.seed in theirs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a report is about.
+
+    Attributes:
+        title: of the report.
+        groups: title of a part -> its arms.
+        aps: values of AP for which is said when they are reached.
+        threshold: least score of a detection in the pictures.
+        missing: what is not there, a sentence each.
+    """
+
+    title: str
+    groups: Mapping[str, list[ArmResult]]
+    aps: tuple[float, ...]
+    threshold: float
+    missing: list[str]
+
+    @property
+    def arms(self) -> list[ArmResult]:
+        """All arms, each once."""
+        return list({arm.name: arm for arms in self.groups.values() for arm in arms}.values())
+
+
+def read_result(path: Path, name: str | None = None) -> RunResult:
+    """Read the folder of a run, of this project or another one on Detectron2.
+
+    Args:
+        path: the folder, with ``metrics.json`` at least.
+        name: of the run; None: of the folder.
+    """
+    config = path / "config.yaml"
+    content = (
+        flatten(yaml.safe_load(config.read_text(encoding="utf-8"))) if config.is_file() else {}
+    )
+    facts: dict[str, Any] = {}
+    for file in (START_FILE, EVALUATION_FILE, FINISHED_FILE):
+        if (path / file).is_file():
+            facts.update(json.loads((path / file).read_text(encoding="utf-8")))
+    seed = content.get("SEED", -1)
+    return RunResult(
+        path=path,
+        seed=seed if seed >= 0 else None,
+        metrics=read_run(path, name),
+        steps=read_records(str(path / STEPS_FILE)),
+        matches=read_records(str(path / MATCHES_FILE)),
+        config=content,
+        facts=facts,
+    )
+
+
+def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
+    """Read what the runs of a study have left.
+
+    Args:
+        study: what is compared.
+        runs: of :func:`~miti_detr.study.study.plan_runs`.
+
+    Raises:
+        ValueError: no run is finished.
+    """
+    missing, found = [], {}
+    for run in runs:
+        if not (run.path / FINISHED_FILE).is_file():
+            missing.append(f"{run.name} is not finished and is left out.")
+            continue
+        result = read_result(run.path, run.name)
+        if result.facts.get("error"):
+            missing.append(f"{run.name} stopped before its end: {result.facts['error']}")
+        else:
+            found[run.name] = result
+    arms = {}
+    for arm in study.arms:
+        results = [found[run.name] for run in runs if run.arm == arm and run.name in found]
+        if results:
+            arms[arm.name] = ArmResult(arm.name, results, arm.reference)
+    if not arms:
+        raise ValueError(f"no run is finished: {' '.join(missing)}")
+    groups = {
+        title: [arms[name] for name in names if name in arms]
+        for title, names in study.groups.items()
+    }
+    groups = {title: members for title, members in groups.items() if members}
+    aps = study.aps or choose_aps(list(arms.values()))
+    return Comparison(study.title, groups, aps, study.threshold, missing)
+
+
+def compare_runs(
+    paths: Sequence[Path], *, aps: Sequence[float] = (), threshold: float = 0.5
+) -> Comparison:
+    """Read existing runs; those whose configs differ in the seed alone make up one arm.
+
+    The first arm is the reference of the others. A run without ``config.yaml`` is an arm itself.
+
+    Args:
+        paths: folders with ``metrics.json``.
+        aps: see :class:`Comparison`; empty: chosen.
+        threshold: least score in the pictures.
+    """
+    names = run_names(paths)
+    results = [read_result(path, name) for path, name in zip(paths, names, strict=True)]
+    members: dict[str, list[tuple[str, RunResult]]] = {}
+    for name, result in zip(names, results, strict=True):
+        own = {k: v for k, v in result.config.items() if not _OWN_KEYS.fullmatch(k)}
+        key = json.dumps(own, sort_keys=True, default=str) if own else name
+        members.setdefault(key, []).append((name, result))
+    arms: list[ArmResult] = []
+    for entries in members.values():
+        name = _arm_name([name for name, _ in entries], [arm.name for arm in arms])
+        runs = sorted(
+            (result for _, result in entries), key=lambda r: (r.seed is None, r.seed or 0)
+        )
+        arms.append(ArmResult(name, runs, arms[0].name if arms else None))
+    missing = _missing(arms)
+    title = " and ".join(arm.name for arm in arms)
+    return Comparison(title, {"Runs": arms}, tuple(aps) or choose_aps(arms), threshold, missing)
+
+
+def choose_aps(arms: Sequence[ArmResult]) -> tuple[float, ...]:
+    """Choose a quarter, a half and three quarters of the reference's final AP, to two digits."""
+    finals = [value for value in arms[0].values("AP") if value > 0]
+    if not finals:
+        return ()
+    return tuple(float(f"{share * np.mean(finals):.2g}") for share in (0.25, 0.5, 0.75))
+
+
+def _arm_name(names: Sequence[str], taken: Sequence[str]) -> str:
+    """Name several runs by what their names have in common."""
+    common = names[0]
+    for name in names[1:]:
+        while not name.startswith(common):
+            common = common[:-1]
+    common = re.sub(r"[/_.-]*(seed)?[/_.-]*$", "", common) if len(names) > 1 else common
+    return common if common and common not in taken else " + ".join(names)
+
+
+def _missing(arms: Sequence[ArmResult]) -> list[str]:
+    """Say in sentences what runs of other origin lack."""
+    said = []
+    for arm in arms:
+        for run in arm.runs:
+            lacks = {
+                "total_loss": len(run.curve("total_loss")[0]) == 0,
+                "bbox/AP": not run.metrics.keys(AP),
+                "bbox/AR (AR@100)": not run.metrics.keys(AR),
+                "config.yaml": not run.config,
+                "a seed in its config": bool(run.config) and run.seed is None,
+            }
+            if any(lacks.values()):
+                listed = ", ".join(key for key, lacking in lacks.items() if lacking)
+                said.append(f"{run.metrics.name} has no {listed}.")
+    lengths = {max(run.metrics.records) for arm in arms for run in arm.runs}
+    if len(lengths) > 1:
+        said.append(
+            f"The runs are of different length: their last records are of the iterations "
+            f"{', '.join(map(str, sorted(lengths)))}."
+        )
+    return said

@@ -1,0 +1,175 @@
+"""The paper's Figure 4: the same images, truth and each model, where these differ most."""
+
+import contextlib
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, BoxMode, pairwise_iou
+from PIL import Image
+
+from miti_detr.engine import setup_config
+from miti_detr.files import replacing
+from miti_detr.visualize.classes import ClassTable, class_table
+from miti_detr.visualize.detections import CELL, draw_truth
+from miti_detr.visualize.drawing import draw_boxes, resize_for_reading, to_picture
+
+from .comparison import ArmResult, RunResult
+
+IOU = 0.5  # of a detection with the object that it finds
+TRUTH = "truth"
+DETECTIONS_FILE = "coco_instances_results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedImage:
+    """One image of the figure.
+
+    Attributes:
+        file_name: of the image.
+        pictures: name of an arm, or :data:`TRUTH`, -> JPEG.
+        errors: name of an arm -> (missed objects, false detections).
+    """
+
+    file_name: str
+    pictures: dict[str, Path]
+    errors: dict[str, tuple[int, int]]
+
+
+def draw_most_different(
+    arms: Sequence[ArmResult], folder: Path, *, images: int = 8, threshold: float = 0.5
+) -> tuple[list[ComparedImage], str]:
+    """Draw the images of the test set on which the arms' numbers of errors differ most.
+
+    Of each arm one run is shown: that of the first seed which all arms have. An error is an object
+    that no detection finds, or a detection that finds none: same class, IoU 0.5 or more, the
+    surest detection first, each object once.
+
+    Args:
+        arms: to compare.
+        folder: of the pictures.
+        images: how many at most.
+        threshold: least score of a detection that counts and is drawn.
+
+    Returns:
+        The images, the largest range of errors first, and which runs they are of. Without
+        detections or data no image, and what is missing.
+    """
+    chosen = _choose_runs(arms)
+    dataset = str(next(iter(chosen[0].config.get("DATASETS.TEST") or ()), ""))
+    # Registers what the config brings along; that of another project may be none of ours
+    with contextlib.suppress(ValueError, OSError):
+        setup_config(str(chosen[0].path / "config.yaml"), ["OUTPUT_DIR", str(chosen[0].path)])
+    if dataset not in DatasetCatalog:
+        return [], f"Figure 4 is left out: the test set {dataset or '(unknown)'} is not registered."
+    results = []
+    for run in chosen:
+        files = [run.path / "inference" / folder / DETECTIONS_FILE for folder in (dataset, ".")]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            return [], f"Figure 4 is left out: {run.metrics.name} has no {DETECTIONS_FILE}."
+        results.append(_read_detections(file, threshold))
+    try:
+        records = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
+    except OSError as error:
+        return [], f"Figure 4 is left out: {error}"
+    classes = class_table(dataset, len(MetadataCatalog.get(dataset).thing_classes))
+    errors = {
+        key: [count_errors(record, found[key], classes) for found in results]
+        for key, record in records.items()
+    }
+    totals = {key: [sum(pair) for pair in pairs] for key, pairs in errors.items()}
+    # The sort is stable: of equal ranges, the first of the data set
+    order = sorted(totals, key=lambda key: min(totals[key]) - max(totals[key]))
+    names = [arm.name for arm in arms]
+    picked = []
+    for place, key in enumerate(order[:images], start=1):
+        found = [result[key] for result in results]
+        drawn = _draw(records[key], dict(zip(names, found, strict=True)), classes)
+        pictures = {name: folder / f"{place:02d}_{name.replace('/', '_')}.jpg" for name in drawn}
+        for name, picture in drawn.items():
+            with replacing(pictures[name]) as temporary:
+                picture.save(temporary, format="JPEG", quality=90)
+        file_name = Path(records[key]["file_name"]).name
+        counts = dict(zip(names, errors[key], strict=True))
+        picked.append(ComparedImage(file_name, pictures, counts))
+    return picked, f"Runs: {', '.join(run.metrics.name for run in chosen)}. Data: {dataset}."
+
+
+def count_errors(
+    record: dict[str, Any], detections: Sequence[dict[str, Any]], classes: ClassTable
+) -> tuple[int, int]:
+    """Count missed objects and false detections of an image.
+
+    Args:
+        record: Detectron2's dataset dict; crowds do not count.
+        detections: COCO results, the surest first.
+        classes: of the data set.
+    """
+    objects = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
+    truth = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+    overlap = pairwise_iou(_boxes([_corners(d) for d in detections]), _boxes(truth)).numpy()
+    labels = np.array([a["category_id"] for a in objects], dtype=int)
+    free = np.ones(len(objects), dtype=bool)
+    found = 0
+    for row, detection in zip(overlap, detections, strict=True):
+        row = np.where(
+            free & (labels == classes.dataset_ids.index(detection["category_id"])), row, 0
+        )
+        if len(row) and row.max() >= IOU:
+            free[row.argmax()] = False
+            found += 1
+    return int(free.sum()), len(detections) - found
+
+
+def _choose_runs(arms: Sequence[ArmResult]) -> list[RunResult]:
+    common = set.intersection(*({run.seed for run in arm.runs} for arm in arms))
+    seeds = sorted(seed for seed in common if seed is not None)
+    if not seeds:
+        return [arm.runs[0] for arm in arms]
+    return [next(run for run in arm.runs if run.seed == seeds[0]) for arm in arms]
+
+
+def _read_detections(path: Path, threshold: float) -> dict[Any, list[dict[str, Any]]]:
+    found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for result in json.loads(path.read_text(encoding="utf-8")):
+        if result["score"] >= threshold:
+            found[result["image_id"]].append(result)
+    for results in found.values():
+        results.sort(key=lambda result: -result["score"])
+    return found
+
+
+def _draw(
+    record: dict[str, Any], detections: dict[str, list[dict[str, Any]]], classes: ClassTable
+) -> dict[str, Image.Image]:
+    """Pictures of the truth and of each arm, by name."""
+    array = np.ascontiguousarray(read_image(record["file_name"], "RGB"))
+    image, scale = resize_for_reading(to_picture(array, "RGB"), CELL, shrink=True)
+    pictures = {TRUTH: draw_truth(image, scale, record, classes)}
+    for name, found in detections.items():
+        surest_last = found[::-1]
+        indices = [classes.dataset_ids.index(d["category_id"]) for d in surest_last]
+        labels = [
+            f"{classes.names[index]} {detection['score']:.2f}"
+            for index, detection in zip(indices, surest_last, strict=True)
+        ]
+        corners = np.array([_corners(d) for d in surest_last], dtype=float).reshape(-1, 4) * scale
+        pictures[name] = draw_boxes(image, corners, indices, labels)
+    return pictures
+
+
+def _corners(detection: dict[str, Any]) -> list[float]:
+    x, y, width, height = detection["bbox"]
+    return [x, y, x + width, y + height]
+
+
+def _boxes(corners: Sequence[Any]) -> Boxes:
+    return Boxes(torch.as_tensor(np.array(corners, dtype=np.float32).reshape(-1, 4)))

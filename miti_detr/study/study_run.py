@@ -1,0 +1,112 @@
+"""One run of a study, as a process of its own: ``python -m miti_detr.study.study_run``.
+
+Takes the arguments of ``train_net.py``, and goes on where the run in ``OUTPUT_DIR`` stopped.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase, default_argument_parser, default_setup, hooks
+from torch import nn
+
+from miti_detr.engine import (
+    NonFiniteError,
+    Trainer,
+    log_version,
+    run,
+    setup_config,
+    setup_run_logger,
+)
+from miti_detr.engine.hooks import BestCheckpointer
+from miti_detr.files import write_text
+
+START_FILE = "start.json"
+FINISHED_FILE = "finished.json"
+
+
+class StudyTrainer(Trainer):
+    """Our trainer, so that a run that is killed at any point leaves the records of one that ran on.
+
+    The checkpoint comes after evaluation and metrics instead of before them: what is recorded
+    later than the last checkpoint is done again, and nothing else. Only that checkpoint is kept.
+    """
+
+    def build_hooks(self) -> list[HookBase]:
+        """The trainer's, with the checkpoint last and without best weights."""
+        left_out = (hooks.PeriodicCheckpointer, BestCheckpointer)
+        kept = [hook for hook in super().build_hooks() if not isinstance(hook, left_out)]
+        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        return [*kept, hooks.PeriodicCheckpointer(self.checkpointer, period, 1), StopWithParent()]
+
+
+class StopWithParent(HookBase):
+    """Stops a run whose study was killed, so that the study can begin again at once."""
+
+    def before_train(self) -> None:
+        """Note the parent process."""
+        self._parent = os.getppid()
+
+    def before_step(self) -> None:
+        """Stop if it is gone.
+
+        Raises:
+            KeyboardInterrupt: it is.
+        """
+        if os.getppid() != self._parent:
+            raise KeyboardInterrupt
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a hash of all parameters: equal for equal names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train to the end and leave ``finished.json``."""
+    cfg = setup_config(args.config_file, args.opts)
+    cfg.freeze()
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the run of a study that was killed may still be ending
+        default_setup(cfg, args)
+        setup_run_logger(cfg.OUTPUT_DIR)
+        log_version()
+        trainer = StudyTrainer(cfg)
+        trainer.resume_or_load(resume=True)
+        if trainer.start_iter == 0:
+            write_text(folder / START_FILE, json.dumps(_start(trainer)))
+        finished = {"iterations": trainer.max_iter, "error": None}
+        results = None
+        try:
+            results = trainer.train()
+        except NonFiniteError as error:  # an outcome, too
+            finished["error"] = str(error)
+        write_text(folder / FINISHED_FILE, json.dumps(finished))
+        for checkpoint in folder.glob("model_[0-9]*.pth"):
+            checkpoint.unlink()
+    return results
+
+
+def _start(trainer: Trainer) -> dict[str, Any]:
+    """What a run begins with."""
+    images = len(trainer.data_loader.dataset)
+    return {
+        "weights": weights_digest(trainer.model),
+        "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "iterations_per_epoch": images / trainer.cfg.SOLVER.IMS_PER_BATCH,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, default_argument_parser().parse_args()))

@@ -1,0 +1,149 @@
+"""Runs the trainings of a study in processes of their own, and goes on where they stopped."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.paper import paper_row
+from benchmarks.spec import BenchSpec
+from miti_detr.files import write_text
+
+from .study import StudyRun
+from .study_run import FINISHED_FILE
+
+EVALUATION_FILE = "evaluation.json"
+CONSOLE_FILE = "console.txt"
+_POLL = 0.5  # seconds between two looks at the runs
+_TAIL = 65536  # bytes at the end of metrics.json that hold its last line
+
+Watch = Callable[[dict[str, int], list[str]], None]
+
+
+@contextlib.contextmanager
+def study_lock(output: Path) -> Iterator[None]:
+    """Let one study at a time work in a folder.
+
+    Raises:
+        ValueError: another one does.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another comparison is running in {output}") from error
+        yield
+
+
+def run_study(
+    runs: Sequence[StudyRun], *, jobs: int = 1, threads: int = 1, watch: Watch
+) -> list[str]:
+    """Train what is not trained yet.
+
+    Args:
+        runs: in the order in which they begin.
+        jobs: processes at a time.
+        threads: of torch in each of them.
+        watch: called about twice a second with the iterations that each run has done, and the
+            names of those that are running.
+
+    Returns:
+        What failed: a line for each run that ended without a result.
+    """
+    waiting = [run for run in runs if not is_finished(run)]
+    running: dict[str, tuple[StudyRun, subprocess.Popen[bytes]]] = {}
+    failures = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                running[run.name] = (run, _start(run, threads))
+            time.sleep(_POLL)
+            for name, (run, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    if not is_finished(run):
+                        failures.append(_failure(run, process.returncode))
+            watch({run.name: iterations_done(run) for run in runs}, list(running))
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+    return failures
+
+
+def time_evaluations(runs: Sequence[StudyRun], watch: Callable[[StudyRun], None]) -> None:
+    """Evaluate the final weights of finished runs again, one after the other, with the clock on.
+
+    Writes ``evaluation.json`` into each; one that is there is not repeated.
+
+    Args:
+        runs: in order; the first is evaluated once more before, for what happens only once.
+        watch: called before each.
+    """
+    left = [
+        run
+        for run in runs
+        if (run.path / "model_final.pth").is_file() and not (run.path / EVALUATION_FILE).is_file()
+    ]
+    for index, run in enumerate([*left[:1], *left]):
+        watch(run)
+        row = paper_row(BenchSpec(run.arm.config_file, run.options))
+        if index > 0:
+            text = json.dumps({**dataclasses.asdict(row), "cores": os.cpu_count()})
+            write_text(run.path / EVALUATION_FILE, text)
+
+
+def is_finished(run: StudyRun) -> bool:
+    """Say whether a run has nothing left to do."""
+    return (run.path / FINISHED_FILE).is_file()
+
+
+def iterations_done(run: StudyRun) -> int:
+    """Return how far a run is, by the last record of its ``metrics.json``."""
+    if is_finished(run):
+        return run.iterations
+    try:
+        with (run.path / "metrics.json").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = file.read().splitlines()
+        return min(int(json.loads(lines[-1])["iteration"]) + 1, run.iterations)
+    except (OSError, ValueError, IndexError, KeyError):  # not begun, or in the midst of a line
+        return 0
+
+
+def _start(run: StudyRun, threads: int) -> subprocess.Popen[bytes]:
+    run.path.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "miti_detr.study.study_run"]
+    arguments = ["--config-file", run.arm.config_file, *run.options]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
+        # The same package as in this process, from wherever that one was started
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+    }
+    with (run.path / CONSOLE_FILE).open("ab") as console:
+        return subprocess.Popen(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
+        )
+
+
+def _failure(run: StudyRun, status: int) -> str:
+    console = run.path / CONSOLE_FILE
+    lines = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = lines[-1].strip() if lines else "it said nothing"
+    return f"{run.name} ended with status {status}: {last} (see {console})"

@@ -1,0 +1,62 @@
+import dataclasses
+from typing import Any
+
+import pytest
+
+from benchmarks import VARIABLES
+from benchmarks import scaling as grow
+from benchmarks.scaling import Point, bench_growth
+from tests.benchmarks.helpers import small_spec
+
+
+@pytest.fixture(autouse=True)
+def few_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grow, "TOKEN_GRIDS", ((2, 3), (4, 5)))
+    for name, values in (("QUERIES", (3, 8)), ("BATCHES", (1, 3)), ("OBJECTS", (0, 9))):
+        monkeypatch.setattr(grow, name, values)
+
+
+def test_one_variable_grows_and_the_others_stay() -> None:
+    spec = small_spec(batch=2)
+    base = Point(batch=2, grid=(2, 3), queries=7)
+    expected = {
+        "tokens": [(6, {"batch": 1}), (20, {"batch": 1, "grid": (4, 5)})],
+        "queries": [(3, {"queries": 3}), (8, {"queries": 8})],
+        "batch": [(1, {"batch": 1}), (3, {"batch": 3})],
+        "objects": [(0, {"objects": 0, "train": True}), (9, {"objects": 9, "train": True})],
+    }
+    assert set(expected) == set(VARIABLES)
+    for variable, values in expected.items():
+        points = [(value, dataclasses.replace(base, **change)) for value, change in values]
+        assert grow._points(spec, variable, False) == points
+    dilated = small_spec("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES5_DILATION", 2)
+    assert grow._points(dilated, "batch", False)[0][1].grid == (4, 6)
+    with pytest.raises(ValueError, match="'depth' cannot grow; possible: tokens, queries"):
+        bench_growth(spec, "depth")
+
+
+@pytest.mark.parametrize(("variable", "train"), [("tokens", True), ("objects", False)])
+def test_both_sides_are_measured(variable: str, train: bool, inline: None) -> None:
+    points = bench_growth(small_spec(repeats=2), variable, plain=True, train=train)
+    assert [point["value"] for point in points] == ([6, 20] if variable == "tokens" else [0, 9])
+    for point in points:
+        for side in ("ours", "plain"):
+            assert point[side]["seconds"] > 0
+            assert point[side]["memory"]["added"] >= 0
+        ratio = point["times_as_fast"]
+        assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+
+
+def test_alone_there_is_no_ratio(inline: None) -> None:
+    points = bench_growth(small_spec(), "queries")
+    assert [set(point) for point in points] == [{"value", "point", "ours"}] * 2
+
+
+def test_the_plain_form_is_left_out_where_memory_does_not_suffice(
+    inline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three copies of the attention weights, 2 heads x tokens squared, float32."""
+    enough: Any = 2 * (4 * 3 * 2 * 20**2)  # they may take half of the machine
+    monkeypatch.setattr(grow, "physical_memory", lambda: enough)
+    points = bench_growth(small_spec(), "tokens", plain=True)
+    assert ["plain" in point for point in points] == [True, False]

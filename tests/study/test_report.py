@@ -1,0 +1,136 @@
+"""The report itself: whole, true to its JSON, and readable in a browser."""
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miti_detr.study.comparison import compare_runs
+from miti_detr.study.comparison_tables import cell_text
+from miti_detr.study.report import write_report
+from tests.study.made_runs import write_detections, write_foreign_run, write_run
+from tests.visualize.test_detections import register_images
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+TRUE_BOX = [50.0, 10, 45, 35]  # of register_images, of category 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of two arms with two seeds; on image 1 the second arm has one false detection, on
+    image 2 two."""
+    root = tmp_path_factory.mktemp("report")
+    dataset = register_images(root, 3)
+    paths = []
+    for arm, aps in (("detr_with_a_rather_long_name", [10, 20]), ("miti", [12, 23])):
+        for seed in (0, 1):
+            path = root / arm / f"seed_{seed}"
+            write_run(path, aps, seed=seed, residual=arm, dataset=dataset, rank=0.123)
+            boxes: list[Any] = [(image, TRUE_BOX, 0.9) for image in range(3)]
+            if arm == "miti":
+                boxes += [(1, [0, 0, 20, 20], 0.8), (2, [0, 0, 20, 20], 0.6)]
+                boxes += [(2, [0, 25, 20, 20], 0.7), (0, [0, 0, 9, 9], 0.4)]
+            write_detections(path, dataset, boxes)
+            paths.append(path)
+    write_report(compare_runs(paths), root / "out", command="miti-detr compare", images=2)
+    return root / "out"
+
+
+def test_all_numbers_of_the_json_are_in_the_html(folder: Path) -> None:
+    content = json.loads((folder / "report.json").read_text())
+    page = html.unescape((folder / "report.html").read_text())
+    cells = re.findall(r'<td data-label="[^"]*">([^<]*)</td>', page)
+    tables = [
+        *(t for s in content["sections"] for t in s["tables"]),
+        content["published"],
+        content["runs"],
+    ]
+    expected = [cell_text(cell, t["digits"]) for t in tables for row in t["rows"] for cell in row]
+    assert cells == expected
+    assert {t["key"] for t in tables} == {
+        *("accuracy", "differences", "efficiency", "reached", "stability", "matching", "queries"),
+        *("rank", "published", "runs"),
+    }
+
+
+def test_the_csv_has_the_numbers_of_the_json(folder: Path) -> None:
+    rows = list(csv.DictReader((folder / "report.csv").open()))
+    (row,) = [r for r in rows if r["table"] == "differences" and r["column"] == "AP"]
+    assert (float(row["value"]), float(row["low"]), row["n"]) == (3, 3, "2")
+    assert len([r for r in rows if r["table"] == "runs" and r["column"] == "AP"]) == 4
+
+
+def test_the_page_needs_nothing_else(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    targets = re.findall(r"""(?:src|href|url|@import)\s*[=(]\s*["']?([^"')\s>]{0,40})""", page)
+    assert targets
+    assert all(target.startswith("data:") for target in targets), targets
+    assert "<script" not in page
+    pictures = list((folder / "figures").rglob("*.*"))
+    assert len([t for t in targets if t.startswith("data:image")]) == len(pictures)
+    assert {path.stem for path in pictures if path.suffix == ".png"} == {
+        *("loss", "error", "recall", "difference", "final", "gradient", "matching"),
+        *("rank_encoder_residual", "rank_encoder_residual_training"),
+    }
+
+
+def test_images_that_differ_most_come_first(folder: Path) -> None:
+    """Below the threshold nothing counts, nor do crowds."""
+    content = json.loads((folder / "report.json").read_text())
+    assert [p["image"] for p in content["pictures"]] == ["2.png", "1.png"]
+    assert content["pictures"][0]["errors"] == {
+        "detr_with_a_rather_long_name": [0, 0],
+        "miti": [0, 2],
+    }
+    assert content["threshold"] == 0.5
+
+
+def test_foreign_runs_have_a_report_too(tmp_path: Path) -> None:
+    comparison = compare_runs([write_foreign_run(tmp_path / "theirs")])
+    report = write_report(comparison, tmp_path / "out", command="", studied=False)
+    page = report.read_text()
+    assert "theirs has no bbox/AR (AR@100), config.yaml." in page
+    assert "Figure 4 is left out: the test set (unknown) is not registered." in page
+    assert "30.50" in page
+    assert "same augmentation" not in page
+
+
+MEASURE = """<body style="margin:0"><iframe src="report.html" style="border:0;width:{width}px;
+height:900px"></iframe><pre id="found"></pre><script>
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument, found = [];
+  const width = page.documentElement.clientWidth;
+  if (page.documentElement.scrollWidth > width) found.push("the page");
+  for (const item of page.body.querySelectorAll("*")) {{
+    const outside = item.getBoundingClientRect().right > width + 1;
+    const cut = item.clientWidth && item.scrollWidth > item.clientWidth + 1;
+    if (outside || cut) found.push(item.tagName + " " + item.textContent.slice(0, 40));
+  }}
+  for (const image of page.images) if (!image.naturalWidth) found.push("image " + image.alt);
+  document.getElementById("found").textContent =
+    JSON.stringify({{width, cells: page.querySelectorAll("td").length, found}});
+}};</script></body>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_desktop_and_phone(folder: Path, width: int) -> None:
+    """In a frame of that width, since headless Chromium has no window narrower than 500 pixels."""
+    frame = folder / f"frame_{width}.html"
+    frame.write_text(MEASURE.format(width=width))
+    options = "--headless --no-sandbox --disable-gpu --disable-background-networking"
+    options += f" --allow-file-access-from-files --enable-logging=stderr --window-size={width},900"
+    command = [str(BROWSER), *options.split(), "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    result = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout)[1]))  # type: ignore[index]
+    assert result["cells"] > 50
+    assert 0 <= width - result["width"] <= 20  # a scroll bar
+    assert result["found"] == []

@@ -1,0 +1,104 @@
+"""The processes of a study, with stand-ins for the trainings."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from miti_detr.study import study_runs
+from miti_detr.study.study import Arm, StudyRun
+from miti_detr.study.study_runs import iterations_done, run_study, study_lock
+from tests.study.made_runs import write_lines
+
+Popen = subprocess.Popen[bytes]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[StudyRun]:
+    monkeypatch.setattr(study_runs, "_POLL", 0.02)
+    arm = Arm("a", "a.yaml")
+    return [StudyRun(arm, seed, tmp_path / f"seed_{seed}", (), 100) for seed in range(4)]
+
+
+def stand_in(code: str, started: list[Popen]) -> object:
+    """A replacement of ``_start``; the code finds the folder of the run in its argument."""
+
+    def start(run: StudyRun, threads: int) -> Popen:
+        run.path.mkdir(exist_ok=True)
+        with (run.path / "console.txt").open("wb") as console:
+            command = [sys.executable, "-S", "-c", code, str(run.path)]
+            started.append(subprocess.Popen(command, stdout=console, stderr=console))
+        return started[-1]
+
+    return start
+
+
+FINISH = "import sys, time; time.sleep(.2); open(sys.argv[1] + '/finished.json', 'w').write('{}')"
+
+
+def test_all_are_done_and_no_more_than_asked_for_at_a_time(
+    runs: list[StudyRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Popen] = []
+    monkeypatch.setattr(study_runs, "_start", stand_in(FINISH, started))
+    runs[2].path.mkdir()
+    (runs[2].path / "finished.json").write_text("{}")
+    seen: list[list[str]] = []
+    assert run_study(runs, jobs=2, watch=lambda done, running: seen.append(running)) == []
+    assert len(started) == 3  # one was done before
+    assert max(map(len, seen)) == 2
+    assert {iterations_done(run) for run in runs} == {100}
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(
+    runs: list[StudyRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"import sys\nif 'seed_1' in sys.argv[1]: sys.exit('error: no room')\n{FINISH}"
+    monkeypatch.setattr(study_runs, "_start", stand_in(code, []))
+    (failure,) = run_study(runs, jobs=4, watch=lambda done, running: None)
+    assert failure.startswith("a/seed_1 ended with status 1: error: no room (see ")
+
+
+def test_ctrl_c_ends_the_processes(runs: list[StudyRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Popen] = []
+    monkeypatch.setattr(study_runs, "_start", stand_in("import time; time.sleep(60)", started))
+
+    def interrupt(done: object, running: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(runs, jobs=2, watch=interrupt)
+    assert [process.returncode for process in started] == [-15, -15]
+
+
+def test_progress_is_read_from_the_metrics(runs: list[StudyRun]) -> None:
+    assert iterations_done(runs[0]) == 0
+    path = runs[0].path / "metrics.json"
+    write_lines(path, [{"iteration": 19}, {"iteration": 39, "long": "x" * 10}])
+    assert iterations_done(runs[0]) == 40
+    with path.open("a") as file:
+        file.write('{"iteration": 5')  # in the midst of a line
+    assert iterations_done(runs[0]) == 0
+    write_lines(path, [{"iteration": 100}])  # of the evaluation after the last step
+    assert iterations_done(runs[0]) == 100
+
+
+def test_one_study_at_a_time(tmp_path: Path) -> None:
+    found: list[str] = []
+
+    def second() -> None:
+        try:
+            with study_lock(tmp_path):
+                found.append("in")
+        except ValueError as error:
+            found.append(str(error))
+
+    with study_lock(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert found == [f"another comparison is running in {tmp_path}"]
+    second()
+    assert found[1] == "in"
