@@ -30,7 +30,7 @@ def count_model(spec: BenchSpec, side: str = "ours") -> dict[str, Any]:
     """
     cfg = bench_config(spec, side)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.BACKBONE.FAST_CONV = False  # folded norms would be counted at each step
+    cfg.MODEL.ACCELERATE = False  # folded norms would be counted at each step
     model = build_model(cfg).eval()
     one = BenchSpec(spec.config_file, spec.overrides, batch=1, sizes=spec.sizes[:1])
     logging.getLogger("fvcore").setLevel(logging.ERROR)  # it warns of each operator it skips

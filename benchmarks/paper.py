@@ -63,7 +63,7 @@ def paper_row(spec: BenchSpec) -> PaperRow:
         return dataclasses.replace(row, note=f"no weights: neither {trained} nor MODEL.WEIGHTS")
     MitiDetrCheckpointer(model, cfg=cfg, for_training=False).load(weights)
     cfg.TEST.AMP.ENABLED = spec.precision != "float32"
-    cfg.TEST.AMP.PRECISION = spec.precision if cfg.TEST.AMP.ENABLED else "bfloat16"
+    cfg.SOLVER.AMP.PRECISION = spec.precision if cfg.TEST.AMP.ENABLED else "bfloat16"
     with tempfile.TemporaryDirectory() as folder:
         cfg.OUTPUT_DIR = folder
         start = time.perf_counter()

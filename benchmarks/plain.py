@@ -30,7 +30,7 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.BACKBONE.FAST_CONV = False
+    cfg.MODEL.ACCELERATE = False
     model = build_model(cfg)
     use_plain_layers(model)
     detr = cfg.MODEL.DETR

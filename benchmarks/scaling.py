@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from miti_detr.modeling import HungarianMatcher, SetCriterion, Target
-from miti_detr.modeling.transformer import build_transformer
+from miti_detr.modeling.transformer import ResidualTransformer
 
 from . import VARIABLES
 from .meters import Clock, physical_memory, start_memory
@@ -131,7 +131,7 @@ def _summary(measured: Alternation) -> dict[str, Any]:
 # What follows runs in the child.
 def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
     cfg, device = _begin(spec)
-    model = build_transformer(cfg)
+    model = ResidualTransformer(cfg)
     if side == "plain":
         use_plain_layers(model)
     model.train(point.train).to(device)

@@ -23,7 +23,6 @@ def add_miti_detr_config(cfg: CN) -> None:
     _add_speed_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
-    _add_analysis_keys(cfg)
 
 
 def _add_transformer_keys(cfg: CN) -> None:
@@ -39,7 +38,6 @@ def _add_transformer_keys(cfg: CN) -> None:
     # training that starts from DETR's weights; 0: it is 1 from the start, as published. Read by the
     # trainer of this project; others register miti_detr.engine.ResidualRamp
     detr.RESIDUAL_RAMP_ITERS = 0
-    detr.TRANSFORMER_NAME = "ResidualTransformer"  # a name in TRANSFORMER_REGISTRY
     detr.HIDDEN_DIM = 256  # width C of the tokens
     detr.NHEADS = 8  # attention heads; must divide HIDDEN_DIM
     detr.ENC_LAYERS = 6
@@ -64,8 +62,8 @@ def _add_prediction_keys(cfg: CN) -> None:
     #   nearest  nearest-neighbour resize of the pixel mask (main repository of DETR)
     detr.PADDING_MASK = "ceil"
     # Batches are padded to a multiple of this many pixels in height and width. 0: to the largest
-    # image, as published. Few distinct shapes make CPU and compiled runs faster.
-    detr.SIZE_BUCKETS = 0
+    # image, as published. Few distinct shapes make CPU and compiled runs faster
+    detr.SIZE_DIVISIBILITY = 0
 
     # Weights of the set loss
     # Weight of the classification loss, and of the class probability in the matching cost
@@ -79,9 +77,6 @@ def _add_prediction_keys(cfg: CN) -> None:
 def _add_pretraining_keys(cfg: CN) -> None:
     # MODEL.META_ARCHITECTURE UpDetr; its patches: INPUT.PATCHES
     cfg.MODEL.UP_DETR = CN()
-    cfg.MODEL.UP_DETR.PATCH_DROPOUT = 0.1  # probability that a query is left without its patch
-    # Give the query embeddings to the patches in random order
-    cfg.MODEL.UP_DETR.QUERY_SHUFFLE = False
     # Match a patch with its own queries alone. False: with those of any patch, as published, which
     # takes long to learn from nothing
     cfg.MODEL.UP_DETR.MATCH_OWN = False
@@ -102,49 +97,38 @@ def _add_weights_keys(cfg: CN) -> None:
 
 
 def _add_backbone_keys(cfg: CN) -> None:
-    # Convolutions in channels_last layout, with frozen batch norms folded into them: the same
-    # numbers but for rounding, faster and with less memory
-    cfg.MODEL.BACKBONE.FAST_CONV = True
-
     # MODEL.BACKBONE.NAME build_swin_backbone; the defaults are those of Swin-T
     cfg.MODEL.SWIN = CN()
     cfg.MODEL.SWIN.EMBED_DIM = 96  # channels of the first stage, doubled by each further one
     cfg.MODEL.SWIN.DEPTHS = (2, 2, 6, 2)  # blocks of each stage
-    cfg.MODEL.SWIN.NUM_HEADS = (3, 6, 12, 24)  # attention heads of each stage
     cfg.MODEL.SWIN.WINDOW_SIZE = 7  # tokens along a side
-    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2  # probability of skipping the last block; less before it
 
     # MODEL.BACKBONE.NAME build_vit_backbone; the defaults are those of ViTDet with ViT-B
     cfg.MODEL.VIT = CN()
     cfg.MODEL.VIT.IMG_SIZE = 1024  # pixels; every batch is padded to this square
-    cfg.MODEL.VIT.PATCH_SIZE = 16  # pixels along a side of a patch: the stride
     cfg.MODEL.VIT.EMBED_DIM = 768
     cfg.MODEL.VIT.DEPTH = 12  # blocks
-    cfg.MODEL.VIT.NUM_HEADS = 12
-    cfg.MODEL.VIT.WINDOW_SIZE = 14  # tokens along a side, in blocks with windowed attention
-    cfg.MODEL.VIT.GLOBAL_BLOCKS = (2, 5, 8, 11)  # the blocks with attention over the whole image
-    cfg.MODEL.VIT.USE_REL_POS = True  # relative positions in attention
-    cfg.MODEL.VIT.DROP_PATH_RATE = 0.1  # probability of skipping the last block; less before it
 
     # MODEL.BACKBONE.NAME build_timm_backbone; needs the extra miti_detr[timm]
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "resnet50"  # of a model in timm
     cfg.MODEL.TIMM.PRETRAINED = False  # True: timm downloads its weights
-    cfg.MODEL.TIMM.OUT_INDEX = -1  # which of its feature maps; -1: the last
-    cfg.MODEL.TIMM.FREEZE_NORM = True  # its batch norms become frozen ones
 
 
 def _add_speed_keys(cfg: CN) -> None:
     # Compile backbone and transformer (torch.compile). Each new shape of a batch compiles anew, so
-    # bound them by MODEL.DETR.SIZE_BUCKETS. On a CPU it needs a C++ compiler
+    # bound them by MODEL.DETR.SIZE_DIVISIBILITY. On a CPU it needs a C++ compiler
     cfg.MODEL.COMPILE = False
     # Compute the inside of transformer layers and backbone stages twice instead of keeping it for
     # the backward pass: the same numbers, less memory, more time
     cfg.MODEL.DETR.ACTIVATION_CHECKPOINT = False
+    # Replace parts of the model by faster ones that compute the same up to rounding
+    cfg.MODEL.ACCELERATE = True
+    # Precision of mixed precision: float16 | bfloat16
+    cfg.SOLVER.AMP.PRECISION = "bfloat16"
     # Mixed precision in evaluation and prediction; boxes stay in float32
     cfg.TEST.AMP = CN()
     cfg.TEST.AMP.ENABLED = False
-    cfg.TEST.AMP.PRECISION = "bfloat16"  # float16 | bfloat16
 
 
 def _add_solver_keys(cfg: CN) -> None:
@@ -156,43 +140,21 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.EPOCHS = 0
     # Epochs after which the learning rate is multiplied by GAMMA; replaces STEPS when EPOCHS > 0
     cfg.SOLVER.EPOCH_STEPS = ()
-    cfg.SOLVER.AMP.PRECISION = "float16"  # float16 | bfloat16; with SOLVER.AMP.ENABLED
 
 
 def _add_data_keys(cfg: CN) -> None:
-    # COCO-format data sets to register: a list of [name, annotation json, image folder]
+    # Data sets to register: a list of [name, annotation json in COCO format, image folder], and of
+    # [name, image folder] for images without labels
     cfg.DATASETS.COCO_FORMAT = []
-    # Image folders to register, for pre-training: a list of [name, image folder]
-    cfg.DATASETS.UNLABELED = []
     # Share of the images of TRAIN that is used, evenly spread, in (0, 1]
     cfg.DATASETS.TRAIN_SHARE = 1.0
     # What to do with a faulty annotation (empty box, unknown category): error | drop
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
     # Shortest edges (pixels) to which an image is resized before the random crop of INPUT.CROP
     cfg.INPUT.CROP.MIN_SIZE_BEFORE = (400, 500, 600)
-    # Probability of taking the path with the crop
-    cfg.INPUT.CROP.PROBABILITY = 0.5
     # Pre-training without labels (MODEL.META_ARCHITECTURE UpDetr): patches drawn of each image, M
     # of the paper; 0: none, and the data sets have labels
     cfg.INPUT.PATCHES = CN()
     cfg.INPUT.PATCHES.NUMBER = 0
     cfg.INPUT.PATCHES.SIZE = 128  # side to which a patch is resized, pixels
     cfg.TEST.IMS_PER_BATCH = 1  # images per batch of evaluation, in each process
-    # Evaluate with faster-coco-eval where it is installed; the numbers are those of pycocotools
-    cfg.TEST.FAST_COCO_EVAL = True
-
-
-def _add_analysis_keys(cfg: CN) -> None:
-    cfg.ANALYSIS = CN()
-    # Iterations between two measurements of rank collapse during training, logged as rank/...; 0:
-    # none. Metrics are written every 20 iterations: give a multiple of it. Read by the trainer of
-    # this project; others register miti_detr.engine.RankHook
-    cfg.ANALYSIS.RANK_PERIOD = 0
-    # Images that are measured, the same each time: of the first data set of DATASETS.TEST, or of
-    # TRAIN without one
-    cfg.ANALYSIS.RANK_IMAGES = 2
-    # Images of the first test set on which each evaluation records which query finds which object
-    # (matches.json); 0: none
-    cfg.ANALYSIS.MATCHING_IMAGES = 0
-    # Loss and gradient norm of every iteration to steps.json
-    cfg.ANALYSIS.STEP_LOG = False

@@ -36,7 +36,7 @@ def tiny_config(*overrides: Any) -> CfgNode:
             *("MODEL.DETR.NHEADS", 2),
             *("MODEL.DETR.DIM_FEEDFORWARD", 64),
             *("MODEL.DETR.DEC_LAYERS", 2),
-            *("MODEL.DETR.SIZE_BUCKETS", 0),
+            *("MODEL.DETR.SIZE_DIVISIBILITY", 0),
             *("MODEL.DETR.NUM_OBJECT_QUERIES", 7),
         ]
     )

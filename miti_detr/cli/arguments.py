@@ -5,9 +5,7 @@ import os
 import re
 
 # Keys below the sections of Detectron2's config, such as MODEL.DEVICE.
-CONFIG_KEY = re.compile(
-    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|ANALYSIS|GLOBAL)(\.[A-Z0-9_]+)+"
-)
+CONFIG_KEY = re.compile(r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -48,9 +48,12 @@ def register_coco_format(cfg: CfgNode) -> None:
     """
     check_bad_annotations_key(cfg)
     for entry in cfg.DATASETS.COCO_FORMAT:
+        if is_entry(entry, 2) and not entry[1].endswith(".json"):
+            continue  # images without labels: register_unlabeled
         if not is_entry(entry, 3):
             raise ValueError(
                 "DATASETS.COCO_FORMAT must be a list of [name, annotation json, image folder], "
+                "or [name, image folder] for images without labels, "
                 f"such as \"[['name','train.json','images']]\"; got the entry {entry!r}"
             )
         name, json_file, image_root = entry[0], *(os.path.expanduser(path) for path in entry[1:])

@@ -19,31 +19,25 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def register_unlabeled(cfg: CfgNode) -> None:
-    """Register the image folders of ``DATASETS.UNLABELED`` with Detectron2.
+    """Register the image folders of ``DATASETS.COCO_FORMAT`` with Detectron2.
 
-    An entry is ``[name, image folder]``; all images in the folder and below it belong to the data
-    set. Nothing is read yet. As an override::
+    These are its entries of the form ``[name, image folder]``; all images in the folder and below
+    it belong to the data set. Nothing is read yet. As an override::
 
-        DATASETS.UNLABELED "[['photos', 'data/photos']]" DATASETS.TRAIN "('photos',)"
+        DATASETS.COCO_FORMAT "[['photos', 'data/photos']]" DATASETS.TRAIN "('photos',)"
 
     Args:
         cfg: every process calls this with the same config. Calling it again with the same entries
             changes nothing.
 
     Raises:
-        ValueError: if an entry is no such pair, or its name is already that of another data set.
+        ValueError: if a name is already that of another data set.
     """
-    entries = cfg.DATASETS.UNLABELED
-    if is_entry(entries, 2):
-        entries = [entries]
-    for entry in entries:
+    for entry in cfg.DATASETS.COCO_FORMAT:
         if not is_entry(entry, 2):
-            raise ValueError(
-                "DATASETS.UNLABELED must be a list of [name, image folder], such as "
-                f"\"[['name','images']]\"; got the entry {entry!r}"
-            )
+            continue
         name, root = entry[0], os.path.abspath(os.path.expanduser(entry[1]))
-        forget_earlier("DATASETS.UNLABELED", name, ("", root))
+        forget_earlier("DATASETS.COCO_FORMAT", name, ("", root))
         DatasetCatalog.register(name, partial(list_images, root))
         MetadataCatalog.get(name).set(image_root=root, coco_format=("", root))
 
@@ -56,7 +50,7 @@ def list_images(root: str) -> list[dict[str, Any]]:
         ValueError: there are no images in it.
     """
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"DATASETS.UNLABELED: there is no folder {root}")
+        raise FileNotFoundError(f"DATASETS.COCO_FORMAT: there is no folder {root}")
     files = sorted(
         os.path.join(folder, name)
         for folder, _, names in os.walk(root, followlinks=True)
@@ -64,7 +58,7 @@ def list_images(root: str) -> list[dict[str, Any]]:
         if name.lower().endswith(IMAGE_SUFFIXES)
     )
     if not files:
-        raise ValueError(f"DATASETS.UNLABELED: {root} has no images ({' '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"DATASETS.COCO_FORMAT: {root} has no images ({' '.join(IMAGE_SUFFIXES)})")
     return [{"file_name": file, "image_id": index} for index, file in enumerate(files)]
 
 
@@ -82,7 +76,7 @@ def check_unlabeled(names: list[str]) -> None:
         if name not in DatasetCatalog:
             raise ValueError(
                 f"The data set {name!r} is not registered: correct DATASETS.TRAIN or "
-                "DATASETS.TEST, or add [name, image folder] to DATASETS.UNLABELED"
+                "DATASETS.TEST, or add [name, image folder] to DATASETS.COCO_FORMAT"
             )
         prepare_files(name)
         files = [record["file_name"] for record in DatasetCatalog.get(name)]

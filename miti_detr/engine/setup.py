@@ -55,9 +55,6 @@ _AT_LEAST: dict[str, int] = {
     "INPUT.PATCHES.NUMBER": 0,
     "INPUT.PATCHES.SIZE": 1,
     "MODEL.UP_DETR.FEATURE_WEIGHT": 0,
-    "ANALYSIS.RANK_PERIOD": 0,
-    "ANALYSIS.RANK_IMAGES": 1,
-    "ANALYSIS.MATCHING_IMAGES": 0,
 }
 
 
@@ -266,11 +263,6 @@ def _check_patches(cfg: CfgNode) -> None:
         raise ValueError(f"INPUT.PATCHES.NUMBER is {patches}; a {model} needs {needed}")
     if patches > 0 and cfg.INPUT.CROP.ENABLED:
         raise ValueError("INPUT.CROP.ENABLED is True, which may cut patches away: set it to False")
-    if patches > 0 and cfg.ANALYSIS.MATCHING_IMAGES > 0:
-        raise ValueError(
-            f"ANALYSIS.MATCHING_IMAGES is {cfg.ANALYSIS.MATCHING_IMAGES}; it follows labelled "
-            "objects, which pre-training does not have: set it to 0"
-        )
 
 
 def _git_commit() -> str:

@@ -24,13 +24,10 @@ from miti_detr.files import write_text
 
 from .hooks import (
     BestCheckpointer,
-    MatchingRecorder,
     NonFiniteGuard,
     ProgressBar,
-    RankHook,
     ResidualRamp,
     RunWriters,
-    StepLog,
     read_records,
 )
 from .optimizer import build_optimizer
@@ -159,23 +156,17 @@ class Trainer(DefaultTrainer):
 
         evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
         ramp = ResidualRamp(cfg.MODEL.DETR.RESIDUAL_RAMP_ITERS)
-        images = cfg.ANALYSIS.MATCHING_IMAGES
-        analysis: list[HookBase] = [MatchingRecorder(cfg, images)] if images > 0 else []
         if not comm.is_main_process():
-            return [hooks.IterationTimer(), hooks.LRScheduler(), ramp, evaluation, *analysis]
+            return [hooks.IterationTimer(), hooks.LRScheduler(), ramp, evaluation]
         result = [
             hooks.IterationTimer(),
             ProgressBar(),
             hooks.LRScheduler(),
             ramp,
-            *([RankHook(cfg)] if cfg.ANALYSIS.RANK_PERIOD > 0 else []),
             # Before the evaluation: if that fails, there is a checkpoint.
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             evaluation,
-            *analysis,
         ]
-        if cfg.ANALYSIS.STEP_LOG:
-            result.append(StepLog(cfg.OUTPUT_DIR))
         names = cfg.DATASETS.TEST
         if names and cfg.TEST.EVAL_PERIOD > 0:
             metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"
@@ -183,6 +174,11 @@ class Trainer(DefaultTrainer):
             result.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, weights, metric))
         result.append(RunWriters(cfg.OUTPUT_DIR))
         return result
+
+    def register_hooks(self, hooks: list[HookBase | None]) -> None:
+        """Add hooks; the writers stay last, so that they write what the others log."""
+        super().register_hooks(hooks)
+        self._hooks.sort(key=lambda hook: isinstance(hook, RunWriters))
 
     def state_dict(self) -> dict[str, Any]:
         """State of the run, with its seed and its schedule."""

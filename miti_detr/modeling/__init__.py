@@ -9,10 +9,9 @@ from .heads import SetPrediction
 from .matcher import HungarianMatcher
 from .postprocess import detections
 from .targets import Target, targets_from_instances
-from .transformer import TRANSFORMER_REGISTRY, ResidualTransformer, build_transformer
+from .transformer import ResidualTransformer
 
 __all__ = [
-    "TRANSFORMER_REGISTRY",
     "HungarianMatcher",
     "MaskedBackbone",
     "MitiDetr",
@@ -24,7 +23,6 @@ __all__ = [
     "build_detr_resnet_backbone",
     "build_swin_backbone",
     "build_timm_backbone",
-    "build_transformer",
     "build_vit_backbone",
     "detections",
     "targets_from_instances",

@@ -28,25 +28,25 @@ from .postprocess import detections
 from .queries import ObjectQueries
 from .recompute import recompute_activations
 from .targets import Target, targets_from_instances
-from .transformer import LayerResidual, ResidualTransformer, build_transformer
+from .transformer import LayerResidual, ResidualTransformer
 
 
 def inference_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """Precision of evaluation and prediction by ``TEST.AMP``; None: that of the weights.
+    """Precision of evaluation and prediction; None: that of the weights.
 
     Raises:
         ValueError: for a precision that is unknown, or that the device does not have.
     """
-    amp = cfg.TEST.AMP
-    if amp.PRECISION not in ("float16", "bfloat16"):
-        raise ValueError(f"TEST.AMP.PRECISION is {amp.PRECISION!r}; use float16 or bfloat16")
-    if not amp.ENABLED:
+    precision = cfg.SOLVER.AMP.PRECISION
+    if precision not in ("float16", "bfloat16"):
+        raise ValueError(f"SOLVER.AMP.PRECISION is {precision!r}; use float16 or bfloat16")
+    if not cfg.TEST.AMP.ENABLED:
         return None
-    if amp.PRECISION == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+    if precision == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
         raise ValueError(
-            "TEST.AMP.PRECISION is 'float16', which needs a GPU; on a CPU set it to bfloat16"
+            "SOLVER.AMP.PRECISION is 'float16', which needs a GPU; on a CPU set it to bfloat16"
         )
-    return getattr(torch, amp.PRECISION)
+    return getattr(torch, precision)
 
 
 @META_ARCH_REGISTRY.register()
@@ -74,7 +74,7 @@ class MitiDetr(nn.Module):
         num_queries: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        size_bucket: int = 0,
+        size_divisibility: int = 0,
         inference_dtype: torch.dtype | None = None,
         activation_checkpoint: bool = False,
         compiled: bool = False,
@@ -92,7 +92,7 @@ class MitiDetr(nn.Module):
             num_queries: Q.
             pixel_mean: per channel, in the units and channel order of the input images.
             pixel_std: per channel, likewise.
-            size_bucket: pad batches to a multiple of this many pixels; 0: no more than needed.
+            size_divisibility: of padded batches, in pixels; 0: no more padding than needed.
             inference_dtype: precision of autocast in evaluation mode; None: as the caller has it.
             activation_checkpoint: see :func:`~miti_detr.modeling.recompute.recompute_activations`.
             compiled: run backbone and transformer by ``torch.compile``; state-dict keys stay.
@@ -111,7 +111,7 @@ class MitiDetr(nn.Module):
         self.bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
         self.criterion = criterion
         self.num_classes = num_classes
-        self.size_bucket = size_bucket
+        self.size_divisibility = size_divisibility
         self.inference_dtype = inference_dtype
         if activation_checkpoint:
             recompute_activations(self)
@@ -148,7 +148,7 @@ class MitiDetr(nn.Module):
             build_backbone(cfg),
             in_features=detr.IN_FEATURES,
             padding_mask=detr.PADDING_MASK,
-            fast_conv=cfg.MODEL.BACKBONE.FAST_CONV,
+            fast_conv=cfg.MODEL.ACCELERATE,
         )
         if cfg.SOLVER.BACKBONE_MULTIPLIER <= 0:
             backbone.requires_grad_(False)
@@ -160,7 +160,7 @@ class MitiDetr(nn.Module):
         return {
             "backbone": backbone,
             "position_encoding": build_position_encoding(detr.POSITION_EMBEDDING, detr.HIDDEN_DIM),
-            "transformer": build_transformer(cfg),
+            "transformer": ResidualTransformer(cfg),
             "criterion": SetCriterion(
                 num_classes=detr.NUM_CLASSES,
                 matcher=HungarianMatcher(**weights),
@@ -172,7 +172,7 @@ class MitiDetr(nn.Module):
             "num_queries": detr.NUM_OBJECT_QUERIES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_bucket": detr.SIZE_BUCKETS,
+            "size_divisibility": detr.SIZE_DIVISIBILITY,
             "inference_dtype": inference_dtype(cfg),
             "activation_checkpoint": detr.ACTIVATION_CHECKPOINT,
             "compiled": cfg.MODEL.COMPILE,
@@ -291,7 +291,7 @@ class MitiDetr(nn.Module):
         images = [
             (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
         ]
-        constraints = self.backbone.padding_constraints(self.size_bucket)
+        constraints = self.backbone.padding_constraints(self.size_divisibility)
         square = constraints["square_size"]
         largest = max(max(image.shape[-2:]) for image in images)
         if 0 < square < largest:

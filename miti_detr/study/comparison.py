@@ -21,7 +21,7 @@ from .study_runs import EVALUATION_FILE
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 # Keys of a config that differ between runs of the same arm
-_OWN_KEYS = re.compile(r"SEED|OUTPUT_DIR|VERSION|DATALOADER\.NUM_WORKERS|ANALYSIS\..*")
+_OWN_KEYS = re.compile(r"SEED|OUTPUT_DIR|VERSION|DATALOADER\.NUM_WORKERS")
 
 
 @dataclasses.dataclass(frozen=True)

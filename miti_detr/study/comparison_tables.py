@@ -323,7 +323,7 @@ def _rank(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
         ["stack and measure", *(arm.name for arm in arms)],
         rows,
         digits=3,
-        note="The last values of ANALYSIS.RANK_PERIOD; residual is that of equation (2) in the "
+        note="The last measured values; residual is that of equation (2) in the "
         "1,inf norm, relative to the norm of the tokens: 0 is rank one.",
     )
 

@@ -14,11 +14,10 @@ from miti_detr.engine.launch import check_weights
 from miti_detr.files import write_text
 
 CHECKPOINT_PERIOD = 100  # iterations; a multiple of the 20 of a record in metrics.json
-MATCHING_IMAGES = 64
 _NAME = re.compile(r"[\w.+-]+")
 _STUDY_KEYS = (
     *("title", "arms", "groups", "overrides", "iterations", "evaluations", "seeds", "aps"),
-    "threshold",
+    *("threshold", "rank_period"),
 )
 # Differ between the runs of an arm, or between the places of a study
 _OWN_TO_A_RUN = ("SEED", "OUTPUT_DIR")
@@ -55,6 +54,7 @@ class Study:
         evaluations: of every run, evenly spread; only with ``iterations``.
         aps: values of AP for which the report says when they are reached; empty: chosen by it.
         threshold: least score of a detection in the pictures.
+        rank_period: iterations between two measurements of rank collapse; None: none.
     """
 
     title: str
@@ -64,6 +64,7 @@ class Study:
     evaluations: int = 5
     aps: tuple[float, ...] = ()
     threshold: float = 0.5
+    rank_period: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ class StudyRun:
         path: output folder.
         options: alternating config keys and values for ``arm.config_file``.
         iterations: its length.
+        rank_period: iterations between two measurements of rank collapse; None: none.
     """
 
     arm: Arm
@@ -83,6 +85,7 @@ class StudyRun:
     path: Path
     options: tuple[str, ...]
     iterations: int
+    rank_period: int | None = None
 
     @property
     def name(self) -> str:
@@ -143,6 +146,7 @@ def read_study(path: str | Path) -> Study:
         evaluations=content.get("evaluations", Study.evaluations),
         aps=tuple(content.get("aps", ())),
         threshold=content.get("threshold", Study.threshold),
+        rank_period=content.get("rank_period"),
     )
     names = {arm.name for arm in arms}
     named = [name for group in study.groups.values() for name in group]
@@ -201,14 +205,23 @@ def plan_runs(study: Study, output: Path, overrides: Sequence[str] = ()) -> list
                 f"arm {arm.name} is a pre-training, which finds no objects: compare what is "
                 "fine-tuned from it, by MODEL.WEIGHTS"
             )
-        options = [*own, *_analysis(cfg), *_schedule(cfg, study)]
+        options = [*own, *_schedule(cfg, study)]
         cfg = setup_config(arm.config_file, options)
         _check_start(arm, cfg)
         _keep_config(cfg, output / arm.name / "arm.yaml")
         for seed in arm.seeds:
             path = output / arm.name / f"seed_{seed}"
             own_to_run = ("SEED", str(seed), "OUTPUT_DIR", str(path))
-            runs.append(StudyRun(arm, seed, path, (*options, *own_to_run), cfg.SOLVER.MAX_ITER))
+            runs.append(
+                StudyRun(
+                    arm,
+                    seed,
+                    path,
+                    (*options, *own_to_run),
+                    cfg.SOLVER.MAX_ITER,
+                    study.rank_period,
+                )
+            )
     return sorted(runs, key=lambda run: run.seed)  # keeps the order of the arms
 
 
@@ -217,11 +230,6 @@ def _check_start(arm: Arm, cfg: CfgNode) -> None:
         check_weights(cfg)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"arm {arm.name}: {error}") from error
-
-
-def _analysis(cfg: CfgNode) -> list[str]:
-    images = cfg.ANALYSIS.MATCHING_IMAGES or MATCHING_IMAGES
-    return ["ANALYSIS.MATCHING_IMAGES", str(images), "ANALYSIS.STEP_LOG", "True"]
 
 
 def _schedule(cfg: CfgNode, study: Study) -> list[str]:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_argument_parser, default_setup, hooks
 from torch import nn
 
@@ -23,7 +24,7 @@ from miti_detr.engine import (
     setup_config,
     setup_run_logger,
 )
-from miti_detr.engine.hooks import BestCheckpointer
+from miti_detr.engine.hooks import BestCheckpointer, MatchingRecorder, RankHook, StepLog
 from miti_detr.files import write_text
 
 START_FILE = "start.json"
@@ -37,12 +38,31 @@ class StudyTrainer(Trainer):
     later than the last checkpoint is done again, and nothing else. Only that checkpoint is kept.
     """
 
+    def __init__(self, cfg: CfgNode, *, rank_period: int | None = None) -> None:
+        """Build the run.
+
+        Args:
+            cfg: of the run.
+            rank_period: iterations between two measurements of rank collapse; None: none.
+        """
+        self._rank_period = rank_period
+        super().__init__(cfg)
+
     def build_hooks(self) -> list[HookBase]:
-        """The trainer's, with the checkpoint last and without best weights."""
+        """The trainer's with those of a study, the checkpoint last and no best weights."""
+        cfg = self.cfg
         left_out = (hooks.PeriodicCheckpointer, BestCheckpointer)
         kept = [hook for hook in super().build_hooks() if not isinstance(hook, left_out)]
-        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
-        return [*kept, hooks.PeriodicCheckpointer(self.checkpointer, period, 1), StopWithParent()]
+        measured: list[HookBase] = [StepLog(cfg.OUTPUT_DIR)]
+        if cfg.DATASETS.TEST:
+            measured.append(MatchingRecorder(cfg))
+        if self._rank_period is not None:
+            measured.append(RankHook.on_dataset(cfg, period=self._rank_period))
+        checkpoint = hooks.PeriodicCheckpointer(
+            self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=1
+        )
+        # The writers come before the checkpoint, and the measurements before the writers.
+        return [*kept[:-1], *measured, kept[-1], checkpoint, StopWithParent()]
 
 
 class StopWithParent(HookBase):
@@ -82,7 +102,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         default_setup(cfg, args)
         setup_run_logger(cfg.OUTPUT_DIR)
         log_version()
-        trainer = StudyTrainer(cfg)
+        trainer = StudyTrainer(cfg, rank_period=args.rank_period)
         trainer.resume_or_load(resume=True)
         if trainer.start_iter == 0:
             write_text(folder / START_FILE, json.dumps(_start(trainer)))
@@ -109,4 +129,6 @@ def _start(trainer: Trainer) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, default_argument_parser().parse_args()))
+    parser = default_argument_parser()
+    parser.add_argument("--rank-period", type=int, help="iterations between two measurements")
+    sys.exit(run(main, parser.parse_args()))

@@ -123,7 +123,10 @@ def iterations_done(run: StudyRun) -> int:
 def _start(run: StudyRun, threads: int) -> subprocess.Popen[bytes]:
     run.path.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "miti_detr.study.study_run"]
-    arguments = ["--config-file", run.arm.config_file, *run.options]
+    arguments = ["--config-file", run.arm.config_file]
+    if run.rank_period is not None:
+        arguments += ["--rank-period", str(run.rank_period)]
+    arguments += run.options
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),

@@ -156,7 +156,7 @@ def test_images_that_cannot_be_used_are_skipped_and_counted(
 def unlabeled_cfg(folder: Path, *overrides: Any) -> Any:
     return make_cfg(
         *PATCHES,
-        *("DATASETS.UNLABELED", [["photos", str(folder)]], "DATASETS.TRAIN", ("photos",)),
+        *("DATASETS.COCO_FORMAT", [["photos", str(folder)]], "DATASETS.TRAIN", ("photos",)),
         *("DATASETS.TEST", ("photos",), "DATALOADER.ASPECT_RATIO_GROUPING", False, *overrides),
     )
 
@@ -190,7 +190,7 @@ def test_a_folder_is_a_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 def test_one_pair_needs_no_list(tmp_path: Path) -> None:
     photos(tmp_path)
-    register_unlabeled(make_cfg("DATASETS.UNLABELED", ["photos", str(tmp_path)]))
+    register_unlabeled(make_cfg("DATASETS.COCO_FORMAT", [["photos", str(tmp_path)]]))
     assert len(DatasetCatalog.get("photos")) == 4
 
 
@@ -225,9 +225,7 @@ def test_faults_of_folders(tmp_path: Path) -> None:
     register_unlabeled(cfg)
     with pytest.raises(ValueError, match=r"'photos' has no image to learn from: .*broken\.png"):
         check_datasets(cfg)
-    with pytest.raises(ValueError, match=r"must be a list of \[name, image folder\].*got .*'x'"):
-        register_unlabeled(make_cfg("DATASETS.UNLABELED", [["x"]]))
-    with pytest.raises(ValueError, match=r"UNLABELED: the name 'photos' .* choose another name"):
+    with pytest.raises(ValueError, match=r"COCO_FORMAT: the name 'photos' .* choose another name"):
         register_unlabeled(unlabeled_cfg(tmp_path / "other"))
     cfg = unlabeled_cfg(tmp_path, "DATASETS.TEST", ("unknown",))
     with pytest.raises(ValueError, match="'unknown' is not registered"):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.cli.main import main
-from miti_detr.engine import Trainer, setup_config
+from miti_detr.engine import RankHook, Trainer, setup_config
 from miti_detr.engine.setup import check_config
 from tests.engine.test_trainer import Losses
 from tests.helpers import tiny_config
@@ -45,7 +45,7 @@ def photos(tmp_path: Path) -> Any:
 
 
 def config(photos: Path, output: Path, *overrides: Any) -> Any:
-    data = ("DATASETS.UNLABELED", [["photos", str(photos)]], "DATASETS.TRAIN", ("photos",))
+    data = ("DATASETS.COCO_FORMAT", [["photos", str(photos)]], "DATASETS.TRAIN", ("photos",))
     options = [*TINY, *data, "DATASETS.TEST", ("photos",), "OUTPUT_DIR", str(output), *overrides]
     return setup_config(CONFIG, [str(x) for x in options])
 
@@ -76,7 +76,9 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -
 
 
 def test_rank_is_logged_in_pretraining(photos: Path, tmp_path: Path) -> None:
-    train(config(photos, tmp_path / "a", "SOLVER.MAX_ITER", 1, "ANALYSIS.RANK_PERIOD", 20))
+    trainer = Trainer(config(photos, tmp_path / "a", "SOLVER.MAX_ITER", 1))
+    trainer.register_hooks([RankHook.on_dataset(trainer.cfg, period=20)])
+    trainer.train()
     assert "rank/encoder/layer0/residual" in (tmp_path / "a/metrics.json").read_text()
 
 
@@ -151,7 +153,6 @@ def test_patches_of_a_labelled_data_set(tmp_path: Path) -> None:
         (("INPUT.PATCHES.NUMBER", 0), r"NUMBER is 0; a UpDetr needs at least 1"),
         (("MODEL.META_ARCHITECTURE", "MitiDetr"), r"NUMBER is 5; a MitiDetr needs 0"),
         (("INPUT.CROP.ENABLED", True), r"INPUT\.CROP\.ENABLED is True"),
-        (("ANALYSIS.MATCHING_IMAGES", 3), r"MATCHING_IMAGES is 3; .* set it to 0"),
     ],
 )
 def test_keys_that_contradict_each_other(

@@ -24,7 +24,7 @@ CPU = ["MODEL.DEVICE", "cpu"]
         (["SOLVER.BASE_LR", "nan"], "SOLVER.BASE_LR"),
         (["SOLVER.EPOCH_STEPS", "(2,)"], "needs SOLVER.EPOCHS > 0"),
         (["SOLVER.EPOCHS", "3", "SOLVER.EPOCH_STEPS", "(2, 3)"], "between 0 and SOLVER.EPOCHS"),
-        (["SOLVER.AMP.ENABLED", "True"], "set it to bfloat16"),
+        (["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "float16"], "set it to bfloat16"),
         (["MODEL.DETR.NHEADS", "3"], "HIDDEN_DIM 256 is not divisible by MODEL.DETR.NHEADS 3"),
         (["MODEL.DETR.NUM_OBJECT_QUERIES", "0"], "MODEL.DETR.NUM_OBJECT_QUERIES is 0"),
         (["MODEL.DETR.LAYER_RESIDUAL", "after"], "'after'; possible: none, before_norm"),

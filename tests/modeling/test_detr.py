@@ -151,7 +151,7 @@ def test_alone_equals_inside_a_padded_batch(rule, position):
 
 
 def test_size_buckets_pad_to_a_multiple():
-    images = model("MODEL.DETR.SIZE_BUCKETS", 64).preprocess_image(
+    images = model("MODEL.DETR.SIZE_DIVISIBILITY", 64).preprocess_image(
         [training_input((65, 30), [], [])]
     )
     assert images.tensor.shape == (1, 3, 128, 64)
@@ -217,7 +217,6 @@ def test_multiplier_zero_freezes_the_backbone():
     ("overrides", "message"),
     [
         (("MODEL.MASK_ON", True), "set MODEL.MASK_ON False"),
-        (("MODEL.DETR.TRANSFORMER_NAME", "Unknown"), "registered are: .*ResidualTransformer"),
         (("MODEL.DETR.LAYER_RESIDUAL", "both"), "MODEL.DETR.LAYER_RESIDUAL"),
         (("MODEL.DETR.POSITION_EMBEDDING", "v3"), "use 'sine' or 'learned'"),
     ],

@@ -14,7 +14,7 @@ from tests.modeling.backbones.test_backbones import FPN_KEYS, SWIN, VIT
 from tests.modeling.test_transformer import assert_equals_golden, transformer
 
 FROZEN = ("MODEL.RESNETS.NORM", "FrozenBN")
-PLAIN = (*FROZEN, "MODEL.BACKBONE.FAST_CONV", False)
+PLAIN = (*FROZEN, "MODEL.ACCELERATE", False)
 RECOMPUTED = (*FROZEN, "MODEL.DETR.ACTIVATION_CHECKPOINT", True)
 COMPILED = (*FROZEN, "MODEL.COMPILE", True)
 BFLOAT16 = (*FROZEN, "TEST.AMP.ENABLED", True)
@@ -158,10 +158,13 @@ def test_without_the_key_the_callers_autocast_counts():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("TEST.AMP.PRECISION", "int8"), "TEST.AMP.PRECISION is 'int8'; use float16 or bfloat16"),
         (
-            ("TEST.AMP.ENABLED", True, "TEST.AMP.PRECISION", "float16"),
-            "TEST.AMP.PRECISION is 'float16', which needs a GPU; on a CPU set it to bfloat16",
+            ("SOLVER.AMP.PRECISION", "int8"),
+            "SOLVER.AMP.PRECISION is 'int8'; use float16 or bfloat16",
+        ),
+        (
+            ("TEST.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float16"),
+            "SOLVER.AMP.PRECISION is 'float16', which needs a GPU; on a CPU set it to bfloat16",
         ),
     ],
 )

@@ -23,11 +23,12 @@ def model(queries, patches, *overrides):
     cfg = tiny_config(
         *("MODEL.META_ARCHITECTURE", "UpDetr", "MODEL.DETR.NUM_CLASSES", 2),
         *("MODEL.DETR.NUM_OBJECT_QUERIES", queries, "INPUT.PATCHES.NUMBER", patches),
-        *("MODEL.UP_DETR.PATCH_DROPOUT", 0.0, *overrides),
+        *overrides,
     )
     torch.manual_seed(0)
     made = build_model(cfg)
     made.patch2query.weight.data.mul_(30)
+    made.patch_dropout = 0.0
     return made
 
 
@@ -112,7 +113,8 @@ def test_queries_are_the_sum_of_embedding_and_projected_patch():
 
 def test_shuffle_moves_the_embeddings_alone():
     """In training: the same order for all images, another one each time; patches stay."""
-    made = model(12, 3, "MODEL.UP_DETR.QUERY_SHUFFLE", True, "MODEL.RESNETS.NORM", "FrozenBN")
+    made = model(12, 3, "MODEL.RESNETS.NORM", "FrozenBN")
+    made.query_shuffle = True
     inputs = [item(3), item(3, seed=1)]
     plain = made.eval().embed_queries(inputs)
     patches = plain.embed - made.query_embed.weight
@@ -132,7 +134,8 @@ def test_shuffle_moves_the_embeddings_alone():
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_leaves_a_share_of_the_queries_without_patch(p):
     """Of n = 2 * 500 queries n p, within 4 standard deviations sqrt(n p (1 - p)); none in eval."""
-    made = model(500, 5, "MODEL.UP_DETR.PATCH_DROPOUT", p, "MODEL.RESNETS.NORM", "FrozenBN")
+    made = model(500, 5, "MODEL.RESNETS.NORM", "FrozenBN")
+    made.patch_dropout = p
     inputs = [item(5), item(5, seed=1)]
     whole = made.eval().embed_queries(inputs).embed
     dropped = made.train().embed_queries(inputs).embed
@@ -258,7 +261,6 @@ def test_inputs_that_do_not_fit(inputs, message):
     [
         (("INPUT.PATCHES.NUMBER", 5), "INPUT.PATCHES.NUMBER is 5; .* a divisor of .*QUERIES 12"),
         (("MODEL.DETR.NUM_CLASSES", 3), "NUM_CLASSES is 3; .* set it to 2"),
-        (("MODEL.UP_DETR.PATCH_DROPOUT", 1.0), "PATCH_DROPOUT is 1.0"),
     ],
 )
 def test_values_that_do_not_fit(overrides, message):

@@ -144,7 +144,7 @@ def test_the_schedule_follows_the_budget(tmp_path: Path) -> None:
         solver = cfg.SOLVER
         assert (solver.MAX_ITER, solver.EPOCHS) == (360, 0)
         assert list(solver.STEPS) == list(steps)
-        assert (cfg.TEST.EVAL_PERIOD, cfg.SEED, cfg.ANALYSIS.STEP_LOG) == (120, 4, True)
+        assert (cfg.TEST.EVAL_PERIOD, cfg.SEED) == (120, 4)
         assert run.iterations == 360
 
 
@@ -172,6 +172,7 @@ def train(run: StudyRun) -> None:
     args: argparse.Namespace = default_argument_parser().parse_args(
         ["--config-file", run.arm.config_file, *run.options]
     )
+    args.rank_period = run.rank_period
     study_run.main(args)
 
 

@@ -22,7 +22,9 @@ CLASSES = ClassTable(["circle", "square", "star"], [1, 2, 3])
 def predictor():
     """40 x 56 pixels become 80 x 112, padded to a multiple of 32: 96 x 128, stride 8."""
     torch.manual_seed(0)
-    predictor = Predictor(tiny_config("MODEL.DETR.SIZE_BUCKETS", 32, "MODEL.DETR.DEC_LAYERS", 2))
+    predictor = Predictor(
+        tiny_config("MODEL.DETR.SIZE_DIVISIBILITY", 32, "MODEL.DETR.DEC_LAYERS", 2)
+    )
     for parameter in predictor.model.transformer.parameters():
         nn.init.normal_(parameter, std=0.3)
     return predictor

@@ -34,7 +34,7 @@ class MatchingRecorder(hooks.EvalHook):
     the bit to one without.
     """
 
-    def __init__(self, cfg: CfgNode, num_images: int) -> None:
+    def __init__(self, cfg: CfgNode, num_images: int = 64) -> None:
         """Choose the images.
 
         Args:
@@ -42,13 +42,15 @@ class MatchingRecorder(hooks.EvalHook):
             num_images: how many, spread evenly over the data set.
 
         Raises:
-            ValueError: ``DATASETS.TEST`` is empty.
+            ValueError: ``DATASETS.TEST`` is empty, or ``num_images`` is not positive.
         """
+        if num_images < 1:
+            raise ValueError(f"num_images is {num_images}; it must be at least 1")
         super().__init__(cfg.TEST.EVAL_PERIOD, self.record)
         if not cfg.DATASETS.TEST:
             raise ValueError(
-                f"ANALYSIS.MATCHING_IMAGES is {num_images}, but DATASETS.TEST is empty: name a "
-                "data set there, or set it to 0"
+                "DATASETS.TEST is empty, and MatchingRecorder needs a data set with labels: name "
+                "one there"
             )
         self._path = Path(cfg.OUTPUT_DIR, MATCHES_FILE)
         self._batch_size = cfg.TEST.IMS_PER_BATCH
@@ -72,10 +74,7 @@ class MatchingRecorder(hooks.EvalHook):
         """
         model = self._model()
         if not hasattr(model, "predict") or not hasattr(model, "criterion"):
-            raise ValueError(
-                f"ANALYSIS.MATCHING_IMAGES needs a MitiDetr, not {type(model).__name__}: set it "
-                "to 0"
-            )
+            raise ValueError(f"MatchingRecorder needs a MitiDetr, not {type(model).__name__}")
         if comm.is_main_process():
             drop_records(str(self._path), self.trainer.start_iter)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import HookBase
 from torch import nn
@@ -40,32 +40,40 @@ class RankHook(HookBase):
     back.
     """
 
-    @configurable
-    def __init__(self, *, period: int, inputs: list[dict[str, Any]]) -> None:
-        """Take the built parts; ``RankHook(cfg)`` reads ``ANALYSIS`` and takes the images.
+    def __init__(self, inputs: list[dict[str, Any]], *, period: int) -> None:
+        """Choose what is measured, and how often.
 
         Args:
+            inputs: Detectron2's dataset dicts, each a batch of its own; see :meth:`on_dataset`.
             period: iterations between two measurements. Detectron2 writes metrics every 20
                 iterations, and of several values in between the last one only.
-            inputs: Detectron2's dataset dicts, each a batch of its own.
+
+        Raises:
+            ValueError: ``period`` is not positive.
         """
+        if period < 1:
+            raise ValueError(f"period is {period}; it must be at least 1")
         self.period = period
         self.inputs = inputs
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Take ``ANALYSIS.RANK_IMAGES`` images, evenly spread, as evaluation sees them.
+    def on_dataset(cls, cfg: CfgNode, *, period: int, num_images: int = 2) -> "RankHook":
+        """Measure images of a data set, evenly spread, as evaluation sees them.
 
-        They are of the first data set of ``DATASETS.TEST``, or of ``TRAIN`` where that is empty.
+        Args:
+            cfg: of the run; the images are of the first data set of ``DATASETS.TEST``, or of
+                ``TRAIN`` where that is empty.
+            period: iterations between two measurements.
+            num_images: how many.
         """
         name = next(iter(cfg.DATASETS.TEST or cfg.DATASETS.TRAIN))
         with _random_states_kept():
             records = get_detection_dataset_dicts([name], filter_empty=False)
-            count = min(cfg.ANALYSIS.RANK_IMAGES, len(records))
+            count = min(num_images, len(records))
             chosen = np.linspace(0, len(records) - 1, count).round().astype(int).tolist()
             mapper = build_mapper(cfg, is_train=False)
             inputs = [mapper(records[index]) for index in chosen]
-        return {"period": cfg.ANALYSIS.RANK_PERIOD, "inputs": [x for x in inputs if x is not None]}
+        return cls([x for x in inputs if x is not None], period=period)
 
     def before_step(self) -> None:
         """Measure every ``period`` iterations."""
@@ -92,9 +100,7 @@ class RankHook(HookBase):
         try:
             stacks = measure_rank(model, [item])
         except ValueError as error:
-            raise ValueError(
-                f"ANALYSIS.RANK_PERIOD is {self.period}, but {error}: set it to 0"
-            ) from error
+            raise ValueError(f"RankHook cannot measure this model: {error}") from error
         for stack, layers in stacks.items():
             for index, measures in enumerate(layers):
                 for key in _LOGGED:

@@ -15,7 +15,6 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from miti_detr.layers import PADDING_MASK_RULES, feature_padding_mask
-
 from miti_detr.modeling.folding import fold_frozen_batch_norm
 from miti_detr.modeling.residual_blocks import fuse_residual_blocks
 

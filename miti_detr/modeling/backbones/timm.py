@@ -13,7 +13,9 @@ OUTPUT = "timm"  # name of the one output
 
 
 class TimmBackbone(Backbone):
-    """One feature map of a network of timm that takes images of any size.
+    """The last feature map of a network of timm that takes images of any size.
+
+    Its batch norms are frozen, as DETR needs for small batches.
 
     Attributes:
         net: timm's feature extractor, without the layers behind that feature map.
@@ -23,9 +25,7 @@ class TimmBackbone(Backbone):
         self,
         name: str,
         *,
-        out_index: int = -1,
         pretrained: bool = False,
-        freeze_norm: bool = True,
         freeze_at: int = 0,
         in_channels: int = 3,
     ) -> None:
@@ -33,15 +33,13 @@ class TimmBackbone(Backbone):
 
         Args:
             name: of the model in timm.
-            out_index: of the feature map among timm's; -1: the last, of the largest stride.
             pretrained: take timm's weights, which it downloads.
-            freeze_norm: replace batch norm by frozen batch norm, as DETR needs for small batches.
             freeze_at: how many of timm's feature maps are computed by frozen layers.
             in_channels: of the image.
 
         Raises:
             ImportError: timm is not installed.
-            ValueError: there is no such model, or no such feature map.
+            ValueError: there is no such model, or it has no feature maps.
         """
         super().__init__()
         timm = require_timm("this backbone")
@@ -50,14 +48,12 @@ class TimmBackbone(Backbone):
                 name,
                 pretrained=pretrained,
                 features_only=True,
-                out_indices=(out_index,),
+                out_indices=(-1,),
                 in_chans=in_channels,
             )
         except (RuntimeError, AssertionError, IndexError) as error:
-            raise ValueError(
-                f"MODEL.TIMM.NAME {name!r} with OUT_INDEX {out_index}: timm says: {error}"
-            ) from error
-        self.net: Any = timm.layers.freeze_batch_norm_2d(net) if freeze_norm else net
+            raise ValueError(f"MODEL.TIMM.NAME is {name!r}; timm says: {error}") from error
+        self.net: Any = timm.layers.freeze_batch_norm_2d(net)
         self._channels_last = "NHWC" in str(getattr(net, "output_fmt", ""))
         self._shape = ShapeSpec(
             channels=net.feature_info.channels()[0], stride=net.feature_info.reduction()[0]
@@ -103,9 +99,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     keys = cfg.MODEL.TIMM
     backbone = TimmBackbone(
         keys.NAME,
-        out_index=keys.OUT_INDEX,
         pretrained=keys.PRETRAINED,
-        freeze_norm=keys.FREEZE_NORM,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_channels=input_shape.channels,
     )

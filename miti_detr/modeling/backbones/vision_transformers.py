@@ -11,6 +11,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer, ViT
 
 from .timm import require_timm
 
+# Of all published sizes
+_HEAD_WIDTH = {"swin": 32, "vit": 64}
+# Probability of skipping the last block, less before it: Swin-T and ViT-B of the papers
+_DROP_PATH = {"swin": 0.2, "vit": 0.1}
+_VIT_PATCH = 16
+_VIT_WINDOW = 14
+
 
 @BACKBONE_REGISTRY.register()
 def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
@@ -28,9 +35,10 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
     swin = cfg.MODEL.SWIN
     names = [f"p{i}" for i in range(len(swin.DEPTHS))]
     chosen = list(cfg.MODEL.DETR.IN_FEATURES) or names[-1:]
-    if len(swin.NUM_HEADS) != len(names):
+    if _HEAD_WIDTH["swin"] > swin.EMBED_DIM or swin.EMBED_DIM % _HEAD_WIDTH["swin"]:
         raise ValueError(
-            f"MODEL.SWIN.NUM_HEADS has {len(swin.NUM_HEADS)} values and DEPTHS {len(names)}"
+            f"MODEL.SWIN.EMBED_DIM is {swin.EMBED_DIM}; it must be a multiple of "
+            f"{_HEAD_WIDTH['swin']}, the width of an attention head"
         )
     if len(chosen) != 1 or chosen[0] not in names:
         raise ValueError(f"MODEL.DETR.IN_FEATURES is {chosen}; with Swin use one of {names}")
@@ -39,9 +47,9 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
         in_chans=input_shape.channels,
         embed_dim=swin.EMBED_DIM,
         depths=swin.DEPTHS[: last + 1],
-        num_heads=swin.NUM_HEADS[: last + 1],
+        num_heads=[swin.EMBED_DIM // _HEAD_WIDTH["swin"] * 2**i for i in range(last + 1)],
         window_size=swin.WINDOW_SIZE,
-        drop_path_rate=swin.DROP_PATH_RATE,
+        drop_path_rate=_DROP_PATH["swin"],
         out_indices=(last,),
         frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT or -1,  # there 0 is the patch embedding
     )
@@ -64,7 +72,10 @@ class SquareViT(ViT):
 
 @BACKBONE_REGISTRY.register()
 def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SquareViT:
-    """Detectron2's ViT from the keys ``MODEL.VIT.*``: one output of stride ``PATCH_SIZE``.
+    """Detectron2's ViT from the keys ``MODEL.VIT.*``: one output of stride 16, as in ViTDet.
+
+    Heads are 64 wide, windows have 14 x 14 tokens, and four blocks, evenly spread, attend to the
+    whole image; positions are relative.
 
     Every batch is padded to a square of ``MODEL.VIT.IMG_SIZE`` pixels, as in ViTDet.
     ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes patch and position embedding, 2 the first block as well,
@@ -72,25 +83,25 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SquareViT:
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: if the image is no multiple of the patch.
+        ValueError: if the image is no multiple of the patch, or the width none of a head.
     """
     require_timm("build_vit_backbone")
     vit = cfg.MODEL.VIT
-    if vit.IMG_SIZE % vit.PATCH_SIZE:
-        raise ValueError(
-            f"MODEL.VIT.IMG_SIZE is {vit.IMG_SIZE}, no multiple of PATCH_SIZE {vit.PATCH_SIZE}"
-        )
+    for key, divisor in (("IMG_SIZE", _VIT_PATCH), ("EMBED_DIM", _HEAD_WIDTH["vit"])):
+        if vit[key] < divisor or vit[key] % divisor:
+            raise ValueError(f"MODEL.VIT.{key} is {vit[key]}; it must be a multiple of {divisor}")
+    whole_image = {round(vit.DEPTH * (i + 1) / 4) - 1 for i in range(4)}
     body = SquareViT(
         img_size=vit.IMG_SIZE,
-        patch_size=vit.PATCH_SIZE,
+        patch_size=_VIT_PATCH,
         in_chans=input_shape.channels,
         embed_dim=vit.EMBED_DIM,
         depth=vit.DEPTH,
-        num_heads=vit.NUM_HEADS,
-        drop_path_rate=vit.DROP_PATH_RATE,
-        window_size=vit.WINDOW_SIZE,
-        window_block_indexes=[i for i in range(vit.DEPTH) if i not in vit.GLOBAL_BLOCKS],
-        use_rel_pos=vit.USE_REL_POS,
+        num_heads=vit.EMBED_DIM // _HEAD_WIDTH["vit"],
+        drop_path_rate=_DROP_PATH["vit"],
+        window_size=_VIT_WINDOW,
+        window_block_indexes=[i for i in range(vit.DEPTH) if i not in whole_image],
+        use_rel_pos=True,
     )
     body.square_size = vit.IMG_SIZE
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT

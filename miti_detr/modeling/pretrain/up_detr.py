@@ -126,7 +126,7 @@ class UpDetr(MitiDetr):
                 "MODEL.DETR.NUM_OBJECT_QUERIES must be a multiple of INPUT.PATCHES.NUMBER"
             )
         if not 0 <= patch_dropout < 1:
-            raise ValueError(f"MODEL.UP_DETR.PATCH_DROPOUT is {patch_dropout}; needed: 0 <= p < 1")
+            raise ValueError(f"patch_dropout is {patch_dropout}; needed: 0 <= p < 1")
         if self.backbone.padding_constraints()["square_size"]:
             raise ValueError(
                 "UpDetr needs a backbone that takes images of any size, which this one does not: "
@@ -174,8 +174,6 @@ class UpDetr(MitiDetr):
         return {
             **parts,
             "queries_per_patch": queries // patches,
-            "patch_dropout": up_detr.PATCH_DROPOUT,
-            "query_shuffle": up_detr.QUERY_SHUFFLE,
             "feature_weight": up_detr.FEATURE_WEIGHT,
         }
 

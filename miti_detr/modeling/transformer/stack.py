@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from .build import TRANSFORMER_REGISTRY
 from .layers import DecoderLayer, EncoderLayer
 from .residual import placements
 
@@ -71,7 +70,6 @@ class TransformerDecoder(nn.Module):
         return self.norm(torch.stack(states))
 
 
-@TRANSFORMER_REGISTRY.register()
 class ResidualTransformer(nn.Module):
     """DETR's transformer with the layer residual as a switch.
 

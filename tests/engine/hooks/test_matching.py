@@ -11,7 +11,7 @@ import torch
 
 from miti_detr.data import build_train_loader
 from miti_detr.engine import Trainer, setup_config
-from miti_detr.engine.hooks.matching import MatchingRecorder
+from miti_detr.engine.hooks import MatchingRecorder, StepLog
 from tests.engine.stub import config
 from tests.helpers import ROOT
 from tests.small_shapes import small_shapes
@@ -48,8 +48,9 @@ def small_config(output: Path, name: str = "miti_detr", **changes: Any) -> Any:
     return setup_config(str(ROOT / f"configs/shapes/{name}.yaml"), words)
 
 
-def train(cfg: Any) -> Trainer:
+def train(cfg: Any, *hooks: Any) -> Trainer:
     trainer = Trainer(cfg)
+    trainer.register_hooks(list(hooks))
     trainer.resume_or_load(resume=True)
     trainer.train()
     return trainer
@@ -58,8 +59,8 @@ def train(cfg: Any) -> Trainer:
 def test_recording_does_not_change_a_run(tmp_path: Path) -> None:
     """Equal to the bit, with dropout and augmentation: no random number is drawn, no state left."""
     plain = train(small_config(tmp_path / "plain"))
-    changes = {"ANALYSIS__MATCHING_IMAGES": 4, "ANALYSIS__STEP_LOG": True}
-    recorded = train(small_config(tmp_path / "recorded", **changes))
+    cfg = small_config(tmp_path / "recorded")
+    recorded = train(cfg, MatchingRecorder(cfg, 4), StepLog(cfg.OUTPUT_DIR))
     torch.testing.assert_close(
         plain.model.state_dict(), recorded.model.state_dict(), rtol=0, atol=0
     )
@@ -74,8 +75,8 @@ def test_recording_does_not_change_a_run(tmp_path: Path) -> None:
 
 def test_recorded_queries_are_those_of_the_matcher(tmp_path: Path) -> None:
     """The last line against the matcher on the final model, one image of the batch at a time."""
-    changes = {"ANALYSIS__MATCHING_IMAGES": 4, "TEST__IMS_PER_BATCH": 4}
-    trainer = train(small_config(tmp_path, **changes))
+    cfg = small_config(tmp_path, TEST__IMS_PER_BATCH=4)
+    trainer = train(cfg, MatchingRecorder(cfg, 4))
     lines = [json.loads(line) for line in (tmp_path / "matches.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 4]
     assert lines[-1]["num_queries"] == 10
@@ -106,9 +107,9 @@ def test_recorded_queries_are_those_of_the_matcher(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_records_each_evaluation_once(tmp_path: Path) -> None:
-    keys = {"ANALYSIS__MATCHING_IMAGES": 2, "SOLVER__CHECKPOINT_PERIOD": 1}
-    train(small_config(tmp_path, SOLVER__MAX_ITER=3, **keys))
-    train(small_config(tmp_path, SOLVER__MAX_ITER=4, **keys))
+    for length in (3, 4):
+        cfg = small_config(tmp_path, SOLVER__MAX_ITER=length, SOLVER__CHECKPOINT_PERIOD=1)
+        train(cfg, MatchingRecorder(cfg, 2))
     lines = [json.loads(line) for line in (tmp_path / "matches.json").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == [1, 4]  # 3, the end of the first, is no more
 
@@ -139,10 +140,10 @@ def test_arms_start_with_the_same_weights_and_see_the_same_images(tmp_path: Path
 
 def test_bad_settings_are_named(tmp_path: Path, tiny_data: Path) -> None:
     with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
-        Trainer(small_config(tmp_path, ANALYSIS__MATCHING_IMAGES=1, DATASETS__TEST=()))
-    with pytest.raises(ValueError, match=r"ANALYSIS.MATCHING_IMAGES is -1"):
-        small_config(tmp_path, ANALYSIS__MATCHING_IMAGES=-1)
-    changes = {"ANALYSIS__MATCHING_IMAGES": 1, "DATASETS__TEST": ("tiny_val",)}
-    trainer = Trainer(config(tiny_data, tmp_path, **changes))
+        MatchingRecorder(small_config(tmp_path, DATASETS__TEST=()))
+    with pytest.raises(ValueError, match="num_images is -1"):
+        MatchingRecorder(small_config(tmp_path), -1)
+    trainer = Trainer(config(tiny_data, tmp_path, DATASETS__TEST=("tiny_val",)))
+    trainer.register_hooks([MatchingRecorder(trainer.cfg, 1)])
     with pytest.raises(ValueError, match="needs a MitiDetr, not TinyDetector"):
         trainer.train()

@@ -33,7 +33,7 @@ def detector_options(data: Path, output: Path, **changes: Any) -> list[str]:
     size = {"HIDDEN_DIM": 16, "NHEADS": 2, "DIM_FEEDFORWARD": 32, "NUM_OBJECT_QUERIES": 4}
     values = {
         "MODEL__META_ARCHITECTURE": "MitiDetr",
-        "MODEL__DETR__SIZE_BUCKETS": 0,
+        "MODEL__DETR__SIZE_DIVISIBILITY": 0,
         "MODEL__DETR__DROPOUT": 0.1,
         **{f"MODEL__DETR__{key}": value for key, value in size.items()},
         "SOLVER__BASE_LR": 0.001,

@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from miti_detr.engine import Trainer
+from miti_detr.engine import RankHook, Trainer
 from miti_detr.rank import measure_rank
 from tests.engine.stub import config
 
@@ -35,8 +34,10 @@ SMALL = {
 }
 
 
-def _train(data: Path, output: Path, **changes: Any) -> Trainer:
-    trainer = Trainer(config(data, output, **{**SMALL, **changes}))
+def _train(data: Path, output: Path, *, period: int | None = None) -> Trainer:
+    trainer = Trainer(config(data, output, **SMALL))
+    if period is not None:
+        trainer.register_hooks([RankHook.on_dataset(trainer.cfg, period=period)])
     trainer.resume_or_load(False)
     trainer.train()
     return trainer
@@ -44,7 +45,7 @@ def _train(data: Path, output: Path, **changes: Any) -> Trainer:
 
 def test_training_is_the_same_to_the_bit(tiny_data: Path, tmp_path: Path) -> None:
     off = _train(tiny_data, tmp_path / "off")
-    on = _train(tiny_data, tmp_path / "on", ANALYSIS__RANK_PERIOD=1)
+    on = _train(tiny_data, tmp_path / "on", period=1)
     exactly = {"rtol": 0, "atol": 0}
     torch.testing.assert_close(on.model.state_dict(), off.model.state_dict(), **exactly)
 
@@ -70,18 +71,21 @@ def test_training_is_the_same_to_the_bit(tiny_data: Path, tmp_path: Path) -> Non
 
 def test_iterations_that_are_measured(tiny_data: Path, tmp_path: Path) -> None:
     """Before steps 0 and 2, and after the last; the first value is that of the fresh model."""
-    trainer = Trainer(config(tiny_data, tmp_path, **SMALL, ANALYSIS__RANK_PERIOD=2))
-    hook = next(h for h in trainer._hooks if type(h).__name__ == "RankHook")
-    start = measure_rank(trainer.model, hook.inputs[:1])  # type: ignore[attr-defined]
+    trainer = Trainer(config(tiny_data, tmp_path, **SMALL))
+    hook = RankHook.on_dataset(trainer.cfg, period=2)
+    trainer.register_hooks([hook])
+    start = measure_rank(trainer.model, hook.inputs[:1])
     trainer.resume_or_load(False)
     trainer.train()
     history = trainer.storage.history("rank/encoder/layer1/cosine")
     assert [iteration for _, iteration in history.values()] == [0, 2, 3]
-    hook.inputs = hook.inputs[:1]  # type: ignore[attr-defined]
     assert start["encoder"][1]["cosine"][0] != history.latest()
 
 
-def test_a_model_without_transformer_names_the_key(tiny_data: Path, tmp_path: Path) -> None:
-    trainer = Trainer(config(tiny_data, tmp_path, ANALYSIS__RANK_PERIOD=2))
-    with pytest.raises(ValueError, match=r"ANALYSIS.RANK_PERIOD is 2, but TinyDetector"):
+def test_bad_settings_are_named(tiny_data: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(tiny_data, tmp_path))
+    with pytest.raises(ValueError, match="period is 0"):
+        RankHook.on_dataset(trainer.cfg, period=0)
+    trainer.register_hooks([RankHook.on_dataset(trainer.cfg, period=2)])
+    with pytest.raises(ValueError, match="RankHook cannot measure this model: TinyDetector"):
         trainer.train()
