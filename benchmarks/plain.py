@@ -1,9 +1,8 @@
 """DETR as it was written in 2020: what the speed of this package is measured against.
 
-The same model and state-dict keys, with ``nn.MultiheadAttention`` (which keeps the attention
-weights), convolutions and frozen batch norms apart, and a set loss that goes through decoder layers
-and images one by one. Written for comparison only, and independently of ``miti_detr.modeling``'s
-attention, matcher and losses, so that equal results mean something.
+The model without acceleration, and a set loss that goes through decoder layers and images one by
+one. The loss is written for comparison only, and independently of ``miti_detr.modeling``'s matcher
+and losses, so that equal results mean something.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
-from miti_detr.layers import Dropout, Linear, MultiHeadAttention, ReluDropout
 from miti_detr.modeling import MitiDetr, Target
 
 Match = tuple[Tensor, Tensor]  # queries and objects of one image, each (M,)
@@ -32,7 +30,6 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
     cfg.defrost()
     cfg.MODEL.ACCELERATE = False
     model = build_model(cfg)
-    use_plain_layers(model)
     detr = cfg.MODEL.DETR
     model.criterion = LoopCriterion(
         num_classes=detr.NUM_CLASSES,
@@ -43,45 +40,6 @@ def build_plain(cfg: CfgNode) -> MitiDetr:
         deep_supervision=detr.DEEP_SUPERVISION,
     ).to(model.device)
     return model
-
-
-def use_plain_layers(model: nn.Module) -> None:
-    """Replace attention, linear layers and dropout of this package in a model by torch's."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, MultiHeadAttention):
-                setattr(parent, name, PlainAttention.of(child))
-            elif isinstance(child, Dropout):
-                setattr(parent, name, nn.Dropout(child.p))
-            elif isinstance(child, ReluDropout):
-                setattr(parent, name, nn.Sequential(nn.ReLU(), nn.Dropout(child.p)))
-            elif isinstance(child, Linear):
-                setattr(parent, name, _plain_linear(child))
-
-
-def _plain_linear(linear: Linear) -> nn.Linear:
-    plain = nn.Linear(linear.in_features, linear.out_features, device="meta")
-    plain.weight, plain.bias = linear.weight, linear.bias
-    return plain
-
-
-class PlainAttention(nn.MultiheadAttention):
-    """``nn.MultiheadAttention`` with the arguments of :class:`MultiHeadAttention`."""
-
-    @classmethod
-    def of(cls, attention: MultiHeadAttention) -> "PlainAttention":
-        """The plain form of an attention, with the same parameters."""
-        width = attention.out_proj.in_features
-        plain = cls(width, attention.nhead, dropout=attention.dropout, batch_first=True)
-        plain.load_state_dict(attention.state_dict())
-        return plain.to(attention.in_proj_weight.device).train(attention.training)
-
-    def forward(  # type: ignore[override]
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """Attend; ``mask`` is (N, 1, 1, Lk) with True = may attend, or none."""
-        padding = None if mask is None else ~mask[:, 0, 0]
-        return super().forward(query, key, value, key_padding_mask=padding)[0]
 
 
 class LoopCriterion(nn.Module):

@@ -1,5 +1,6 @@
 """Where the time of a training step goes, against what this machine can do at best."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from miti_detr.modeling import Feature
 
 from .meters import Clock
 from .sides import Side
@@ -78,16 +81,17 @@ def _step(side: Side, clock: Clock) -> None:
     """A training step in parts; what is before the backbone counts to it."""
     model: Any = side.model
     with side.autocast():
-        feature, mask = model.backbone(model.preprocess_image(side.inputs))
+        images = model.preprocess_image(side.inputs)
+        ((name, (feature, mask)),) = model.backbone(images).items()
         clock.mark("backbone forward")
         cut = feature.detach().requires_grad_()
-        source = model.input_proj(cut)
-        position = model.position_encoding(mask).to(source.dtype)
-        queries = model.embed_queries(side.inputs)
-        states = model.decode(source, mask, position, queries)
+        encoded = model.encode_features({name: Feature(cut, mask)})
+        decoded = model.decode(encoded, model.embed_queries(side.inputs))
+        states = decoded.states
         clock.mark("transformer forward")
         top = states.detach().requires_grad_()
-        losses = model.losses(model.apply_heads(top), side.inputs, queries)
+        prediction = model.apply_heads(encoded, dataclasses.replace(decoded, states=top))
+        losses = model.losses(prediction, side.inputs)
         total = torch.stack(list(losses.values())).sum()
     clock.mark("heads and losses forward")
     total.backward()

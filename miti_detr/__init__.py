@@ -1,9 +1,13 @@
 """Miti-DETR for Detectron2: DETR with one extra path from a layer's input to its output."""
 
 from . import modeling  # registers the meta-architecture, the transformer and the backbone builder
+from .checkpoint import attach_variant
 from .config import add_miti_detr_config
 from .modeling import pretrain  # registers UpDetr
+from .modeling.detr import ON_CONSTRUCTION
 from .modeling.transformer import add_layer_residual
+
+ON_CONSTRUCTION.append(attach_variant)
 
 __version__ = "0.1.0"
 

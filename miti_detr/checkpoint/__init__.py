@@ -1,5 +1,6 @@
 """Weights from anywhere: conversion by tables, a safe reader, a checkpointer that applies both."""
 
+from .attach import accept_weights, adapt_state_dict, attach_variant
 from .checkpointer import MitiDetrCheckpointer
 from .convert import (
     ConversionReport,
@@ -10,7 +11,6 @@ from .convert import (
 )
 from .errors import CheckpointError
 from .files import atomic_write, read_checkpoint
-from .hooks import adapt_state_dict, record_variant
 from .huggingface import to_hf
 from .variant import make_record
 
@@ -18,13 +18,14 @@ __all__ = [
     "CheckpointError",
     "ConversionReport",
     "MitiDetrCheckpointer",
+    "accept_weights",
     "adapt_state_dict",
     "atomic_write",
+    "attach_variant",
     "convert_state_dict",
     "make_record",
     "read_checkpoint",
     "recognise",
-    "record_variant",
     "to_d2_wrapper",
     "to_hf",
     "to_official",

@@ -11,13 +11,23 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
+from miti_detr.modeling.pixels import Pixels, expected_pixels, warn_if_pixels_differ
+
+from .attach import accept_weights
 from .convert import ConversionReport, recognise
 from .errors import CheckpointError
 from .files import atomic_write, read_checkpoint, remove_incomplete, weights_file
-from .fit import prepare_weights
-from .pixels import Pixels, expected_pixels, warn_if_pixels_differ
+from .fit import check_finite, prepare_weights
 from .tables import BACKBONE_SOURCES
-from .variant import RECORD_KEY, make_record, recorded_variant, restore_strength, variant_of
+from .variant import (
+    RECORD_KEY,
+    Purpose,
+    class_names,
+    make_record,
+    recorded_variant,
+    restore_strength,
+    variant_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +60,15 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
             save_to_disk: None: in the main process only.
             cfg: recorded in the checkpoints; ``MODEL.DETR.WEIGHTS_RESIDUAL`` and
                 ``MODEL.TRUST_WEIGHTS`` are read from it.
-            for_training: whether the model is going to be trained; None: if there are
-                checkpointables, such as the trainer or the optimizer.
+            for_training: True: weights of another variant are a warm start, with a warning. False:
+                they are refused. None: a warm start if there are checkpointables, such as a
+                trainer. :meth:`resume_or_load` refuses them when it resumes.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.cfg = cfg
         self.for_training = for_training
+        self._resuming = False
         self._path = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -68,6 +80,9 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         """
         variant = variant_of(self.model)
         if variant is not None:
+            names = [] if self.cfg is None else class_names(self.cfg)
+            if names:
+                variant["class_names"] = names
             kwargs.setdefault(RECORD_KEY, make_record(variant, self.cfg))
         if "://" in self.save_dir:  # remote folders have their own way
             super().save(name, **kwargs)
@@ -170,30 +185,57 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         if checkpoint.get("matching_heuristics") and recognise(state) is None:
             logger.info("%s: no format of ours; matched by Detectron2's heuristics", self._path)
             return super()._load_model(checkpoint)
-        for_training = self.for_training
-        if for_training is None:
-            for_training = bool(self.checkpointables)
-        record = checkpoint.pop(RECORD_KEY, None) or recorded_variant(state)
+        purpose = self._purpose()
+        record = checkpoint.pop(RECORD_KEY, None)
+        if record is None:
+            record = recorded_variant(state)
+        if self.cfg is not None and (names := class_names(self.cfg)):
+            variant = {**variant, "class_names": names}
         try:
-            checkpoint["model"], report, lines = prepare_weights(
+            checkpoint["model"], report, lines, different = prepare_weights(
                 state,
                 self.model.state_dict(),
                 variant,
                 record=record,
                 stated="" if self.cfg is None else self.cfg.MODEL.DETR.WEIGHTS_RESIDUAL,
-                for_training=for_training,
+                purpose=purpose,
             )
+            check_finite(checkpoint["model"])
         except CheckpointError as error:
             raise CheckpointError(f"{self._path}: {error}") from error
         for line in lines:
             logger.info("%s: %s", self._path, line)
+        if different:
+            logger.warning("%s: a warm start: %s", self._path, different)
         checkpoint.pop("matching_heuristics", None)
         incompatible = super()._load_model(checkpoint)
+        accept_weights(self.model)  # checked above
         if said := restore_strength(self.model, record):
             logger.info("%s: %s", self._path, said)
-        if for_training:  # an evaluation with random parts deserves Detectron2's warning
+        if purpose != "evaluate":  # an evaluation with random parts deserves Detectron2's warning
             incompatible.missing_keys[:] = _unexplained(incompatible.missing_keys, report)
         return incompatible
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume from the last checkpoint of the folder, or load ``path`` for a new run.
+
+        Args:
+            path: as for :meth:`load`.
+            resume: resume if there is a checkpoint. Weights of another variant are then refused.
+        """
+        self._resuming = resume and self.has_checkpoint()
+        try:
+            return super().resume_or_load(path, resume=resume)
+        finally:
+            self._resuming = False
+
+    def _purpose(self) -> Purpose:
+        if self._resuming:
+            return "resume"
+        for_training = self.for_training
+        if for_training is None:
+            for_training = bool(self.checkpointables)
+        return "warm_start" if for_training else "evaluate"
 
     def _check_pixels(self, source: str | None, author: str) -> None:
         mean, std = (getattr(self.model, f"pixel_{name}", None) for name in ("mean", "std"))

@@ -110,7 +110,8 @@ def convert_state_dict(
         dropped += left
         for key in left:
             del result[key]
-    reinitialised, notes = _fit_class_head(result, num_classes)
+    # Rows by COCO id are those of published files. Our own files have a row for each class.
+    reinitialised, notes = _fit_class_head(result, num_classes, by_coco_id=source != "ours")
     mapped = len(tensors) - len(dropped) - len(reinitialised)
     if pretrained:
         reinitialised = class_head.KEYS
@@ -229,18 +230,18 @@ def _reverse(
 
 
 def _fit_class_head(
-    result: StateDict, num_classes: int | None
+    result: StateDict, num_classes: int | None, *, by_coco_id: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Choose the class rows in place; say what is left out, and what was chosen."""
     if class_head.KEYS[0] not in result:
         return (), ()
     rows = len(result[class_head.KEYS[0]])
-    if num_classes is None and class_head.coco_rows(rows, class_head.COCO_CLASSES):
+    if num_classes is None and by_coco_id and class_head.coco_rows(rows, class_head.COCO_CLASSES):
         num_classes = class_head.COCO_CLASSES
     if num_classes is None or rows == num_classes + 1:
         return (), ()
     present = tuple(key for key in class_head.KEYS if key in result)
-    if class_head.coco_rows(rows, num_classes):
+    if by_coco_id and class_head.coco_rows(rows, num_classes):
         result.update({key: class_head.select_coco_rows(result[key]) for key in present})
         missing = (
             "; no-object, which the file lacks, is 0" if rows == class_head.NO_OBJECT_ID else ""

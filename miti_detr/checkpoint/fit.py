@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .convert import ConversionReport, StateDict, convert_state_dict
@@ -12,6 +13,8 @@ from .errors import CheckpointError
 from .tables import BACKBONE_SOURCES, PRETRAINING_KEY
 from .variant import (
     RECORD_KEY,
+    STATE_KEY,
+    Purpose,
     Variant,
     check_pre_norm,
     check_variant,
@@ -29,8 +32,8 @@ def prepare_weights(
     *,
     record: Variant | None = None,
     stated: str = "",
-    for_training: bool,
-) -> tuple[StateDict, ConversionReport, tuple[str, ...]]:
+    purpose: Purpose,
+) -> tuple[StateDict, ConversionReport, tuple[str, ...], str]:
     """Convert weights to the keys and shapes of a model, if they are meant for it.
 
     Args:
@@ -40,11 +43,11 @@ def prepare_weights(
         record: what the checkpoint says of the weights. None: looked up in the metadata of
             ``state_dict``.
         stated: value of ``MODEL.DETR.WEIGHTS_RESIDUAL``.
-        for_training: another variant's weights are then a warm start, not an error.
+        purpose: as in :func:`~miti_detr.checkpoint.variant.check_variant`.
 
     Returns:
         The state dict to load (without the record; keys may be missing), the report of the
-        conversion, and lines for the log.
+        conversion, lines for the log, and how the variants differ ("" if they do not).
 
     Raises:
         CheckpointError: if they do not fit.
@@ -58,16 +61,18 @@ def prepare_weights(
         num_classes=None if head is None else len(head) - 1,
         pretraining=PRETRAINING_KEY in own,
     )
-    lines = [report.summary()]
+    lines, different = [report.summary()], ""
     if report.source not in BACKBONE_SOURCES:
         check_pre_norm(variant, report.pre_norm)
-        weights = weights_variant(record or recorded, stated)
-        lines.append(check_variant(variant, weights, for_training=for_training))
+        weights = weights_variant(recorded if record is None else record, stated)
+        if weights.assumed:
+            lines.append(f"no layer residual is recorded: {weights.origin} ({STATE_KEY} states it)")
+        different = check_variant(variant, weights, purpose=purpose)
     lines.append(fit_to_model(state, own))
     if report.source == "ours" and metadata:
         state = _WithMetadata(state)
         state._metadata = {**metadata, "": top}
-    return state, report, tuple(line for line in lines if line)
+    return state, report, tuple(line for line in lines if line), different
 
 
 class _WithMetadata(dict[str, Tensor]):
@@ -124,3 +129,19 @@ def _fit_queries(state: StateDict, own: Mapping[str, Tensor]) -> str:
     state[_QUERIES] = fitted
     rest = f", the other {len(ours) - kept} re-initialised" if len(ours) > kept else ""
     return f"object queries: {kept} of {len(theirs)} copied into {len(ours)}{rest}"
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        CheckpointError: names the first such tensor.
+    """
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() or torch.isfinite(tensor.sum()):
+            continue
+        if not torch.isfinite(tensor).all():  # the sum of finite numbers may overflow
+            raise CheckpointError(
+                f"{key} holds values that are not finite, so the model would find nothing: use an "
+                "earlier checkpoint"
+            )

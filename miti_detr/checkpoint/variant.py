@@ -3,31 +3,43 @@
 The layer residual has no parameters: the weights of DETR and of every Miti-DETR fit each other and
 compute different things. So the variant is recorded beside the weights and compared on loading.
 
-A variant is the dict that ``MitiDetr.variant`` holds: ``layer_residual``, ``layer_residual_in``,
-``pre_norm``, ``padding_mask``, ``num_classes``. A record is a variant with ``version`` and
-``config``; in the middle of a ramp (``MODEL.DETR.RESIDUAL_RAMP_ITERS``) also ``residual_strength``.
+A variant is the dict ``MitiDetr.variant``: everything that decides the function of a model beside
+its weights and the shapes of these. A record is a variant with ``version`` and ``config``, with
+``class_names`` where they are known, and in the middle of a ramp
+(``MODEL.DETR.RESIDUAL_RAMP_ITERS``) with ``residual_strength``.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
+
+from miti_detr.modeling.transformer import LAYER_RESIDUALS
 
 from .errors import CheckpointError
 
 RECORD_KEY = "miti_detr"  # of a checkpoint, and of the metadata of a state dict
-LAYER_RESIDUALS = ("none", "before_norm", "after_norm")
 STATE_KEY = "MODEL.DETR.WEIGHTS_RESIDUAL"
 STRENGTH = "residual_strength"  # of a record, and the attribute of a model
 
 Variant = Mapping[str, Any]
-# Keys of a variant that change the function without changing the keys or shapes of the weights.
+Purpose = Literal["evaluate", "warm_start", "resume", "unknown"]
+# Entries of a variant that change the function without changing keys or shapes of the weights.
 CONFIG_KEYS = {
     "layer_residual": "MODEL.DETR.LAYER_RESIDUAL",
     "layer_residual_in": "MODEL.DETR.LAYER_RESIDUAL_IN",
     "padding_mask": "MODEL.DETR.PADDING_MASK",
+    "nheads": "MODEL.DETR.NHEADS",
+    "position_embedding": "MODEL.DETR.POSITION_EMBEDDING",
+    "feature": "MODEL.DETR.IN_FEATURES",
+    "stride": "MODEL.RESNETS.RES5_DILATION (the stride of the feature)",
+    "pixel_mean": "MODEL.PIXEL_MEAN",
+    "pixel_std": "MODEL.PIXEL_STD",
+    "input_format": "INPUT.FORMAT",
+    "class_names": "the class names of the data",
 }
 
 
@@ -89,6 +101,18 @@ def make_record(variant: Variant, cfg: CfgNode | None = None) -> dict[str, Any]:
     return {"version": __version__, **variant, "config": config}
 
 
+def class_names(cfg: CfgNode) -> list[str]:
+    """Names of the classes of the first data set of a config; empty if they are not known.
+
+    Detectron2 learns the names of most data sets only when they are first loaded.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        names = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
+        if names:
+            return list(names)
+    return []
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightsVariant:
     """What is known about the variant of weights that are to be loaded.
@@ -112,49 +136,86 @@ def weights_variant(record: Variant | None, stated: str = "") -> WeightsVariant:
         stated: layer residual that the user says they have; goes before the record.
 
     Raises:
-        CheckpointError: if ``stated`` is no layer residual.
+        CheckpointError: if ``stated`` is no layer residual, or the record is damaged.
     """
-    if stated:
-        if stated not in LAYER_RESIDUALS:
-            known = ", ".join(LAYER_RESIDUALS)
-            raise CheckpointError(f"{STATE_KEY} is {stated!r}; use '' or one of {known}")
-        return WeightsVariant({"layer_residual": stated}, f"stated by {STATE_KEY}")
-    if record and "layer_residual" in record:
+    if stated and stated not in LAYER_RESIDUALS:
+        known = ", ".join(LAYER_RESIDUALS)
+        raise CheckpointError(f"{STATE_KEY} is {stated!r}; use '' or one of {known}")
+    values = {}
+    if record is not None:
+        check_record(record)
         values = {key: record[key] for key in CONFIG_KEYS if key in record}
+    if stated:
+        return WeightsVariant({**values, "layer_residual": stated}, f"stated by {STATE_KEY}")
+    if "layer_residual" in values:
         return WeightsVariant(values, "recorded in the file")
     return WeightsVariant({"layer_residual": "none"}, "taken as DETR", assumed=True)
 
 
-def check_variant(model: Variant, weights: WeightsVariant, *, for_training: bool) -> str:
+def check_record(record: Any) -> None:
+    """Check that a record is what :func:`make_record` makes.
+
+    Raises:
+        CheckpointError: names the entry and its value.
+    """
+    if not isinstance(record, Mapping):
+        raise CheckpointError(
+            f"the record {RECORD_KEY!r} is a {type(record).__name__} instead of a mapping: the "
+            "file is damaged or comes from another program"
+        )
+    residual = record.get("layer_residual", "none")
+    if residual not in LAYER_RESIDUALS:
+        raise CheckpointError(
+            f"the record says layer_residual {residual!r}; possible: {', '.join(LAYER_RESIDUALS)}"
+        )
+    strength = record.get(STRENGTH, 1.0)
+    if type(strength) not in (int, float) or not 0 <= strength <= 1:
+        raise CheckpointError(f"the record says {STRENGTH} {strength!r}; possible: 0 to 1")
+    if not isinstance(record.get("config", ""), str):
+        raise CheckpointError("the record's config is no text")
+
+
+def check_variant(model: Variant, weights: WeightsVariant, *, purpose: Purpose) -> str:
     """Compare a model with weights.
 
     Args:
         model: variant of the model; empty if it is not known.
         weights: variant of the weights.
-        for_training: the model will be trained from here, so that it may start from another one.
+        purpose: ``evaluate`` and ``resume`` refuse a difference that changes the function;
+            ``warm_start`` and ``unknown`` describe it.
 
     Returns:
-        What to log, or an empty string.
+        How they differ; "" if they do not.
 
     Raises:
-        CheckpointError: if they differ and the model is not for training.
+        CheckpointError: names both values and the override.
     """
-    said = ""
-    if weights.assumed:
-        said = f"the file does not say its layer residual: {weights.origin} ({STATE_KEY} states it)"
     different = _differences(model, weights.values)
     if not different:
-        return said
-    if not for_training:
-        wanted = " ".join(f"{CONFIG_KEYS[key]} {weights.values[key]}" for key in different)
+        return ""
+    pairs = "; ".join(
+        f"{CONFIG_KEYS[key]} is {_text(model[key])}, the weights have {_text(weights.values[key])}"
+        for key in different
+    )
+    wanted = " ".join(f"{CONFIG_KEYS[key]} {_text(weights.values[key])}" for key in different)
+    message = (
+        f"these are {describe(weights.values)} weights ({weights.origin}), the model is "
+        f"{describe(model)}, which computes something else with them: {pairs}"
+    )
+    if purpose == "resume":
         raise CheckpointError(
-            f"these are {describe(weights.values)} weights ({weights.origin}), the model is "
-            f"{describe(model)}, which computes something else with them. Either set {wanted}, or, "
-            f"if they were trained as what the model is, state {STATE_KEY} "
-            f"{model['layer_residual']}"
+            f"{message}. A run is resumed as it was begun: set {wanted}, or choose another "
+            "OUTPUT_DIR"
         )
-    start = f"{describe(weights.values)} weights into a {describe(model)}: a warm start"
-    return "; ".join(part for part in (said, start) if part)
+    if purpose == "evaluate":
+        raise CheckpointError(f"{message}. Set {wanted}{_or_state(model, different)}")
+    return f"{message}. For inference set {wanted}{_or_state(model, different)}"
+
+
+def _or_state(model: Variant, different: list[str]) -> str:
+    if "layer_residual" not in different:
+        return ""
+    return f", or, if they were trained as this model, state {STATE_KEY} {model['layer_residual']}"
 
 
 def check_pre_norm(model: Variant, pre_norm: bool | None) -> None:
@@ -191,7 +252,24 @@ def describe(variant: Variant) -> str:
 
 def _differences(model: Variant, weights: Variant) -> list[str]:
     """Keys in which two variants differ; a stack choice says nothing without a residual."""
-    different = [key for key in weights if key in model and model[key] != weights[key]]
+    different = [key for key in weights if key in model and not _equal(model[key], weights[key])]
     if model.get("layer_residual") == weights.get("layer_residual") == "none":
         different = [key for key in different if key != "layer_residual_in"]
     return different
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(
+            _equal(a, b) for a, b in zip(first, second, strict=True)
+        )
+    if isinstance(first, float) or isinstance(second, float):
+        return abs(first - second) <= 1e-4 * max(1.0, abs(first))
+    return bool(first == second)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        inside = ",".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)
+        return f"[{inside}]"
+    return str(value)

@@ -1,16 +1,14 @@
 """Multi-head attention with the parameters of ``torch.nn.MultiheadAttention``, batch first."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .derived import Derived
-from .dropout_attention import attention_weights, dropout_attention
-from .linear import Linear, linear
-
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention by ``scaled_dot_product_attention``; no attention weights are kept.
+    """Multi-head attention by ``scaled_dot_product_attention``.
 
     State-dict keys and initialisation are those of ``torch.nn.MultiheadAttention`` (one packed
     (3C, C) input projection), so that published checkpoints fit and start alike.
@@ -23,15 +21,15 @@ class MultiHeadAttention(nn.Module):
             ValueError: if ``nhead`` does not divide ``d_model``.
         """
         super().__init__()
-        if d_model % nhead:
-            raise ValueError(f"width {d_model} is not divisible by {nhead} attention heads")
+        if nhead < 1 or d_model < 1 or d_model % nhead:
+            raise ValueError(
+                f"MODEL.DETR.HIDDEN_DIM {d_model} is not divisible by MODEL.DETR.NHEADS {nhead}"
+            )
         self.nhead = nhead
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
-        self.out_proj = Linear(d_model, d_model)
-        self._kept: dict[tuple[int, int], Derived[tuple[Tensor, Tensor | None]]]
-        self._kept = {part: Derived() for part in ((0, 1), (0, 2), (1, 2), (2, 3))}
+        self.out_proj = nn.Linear(d_model, d_model)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -42,7 +40,7 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             query: (N, Lq, C).
-            key: (N, Lk, C); the same object as ``query`` in self-attention saves a product.
+            key: (N, Lk, C); passing the same object as ``query`` saves a product.
             value: (N, Lk, C).
             mask: broadcastable to (N, heads, Lq, Lk): bool with **True = may attend**, or float,
                 added to the logits.
@@ -50,36 +48,55 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (N, Lq, C).
         """
+        q, k = self._project_query_key(query, key)
         v = self._split_heads(self._project(value, 2, 3))
-        p = self.dropout if self.training else 0.0
-        q, k = map(self._split_heads, self._project_query_key(query, key))
-        if p > 0 and query.device.type == "cpu":
-            attended = dropout_attention(q, k, v, mask, p)
-        else:
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        attended = self._attend(q, k, v, mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention weights for arguments of :meth:`forward`, computed anew and without dropout.
+        """Attention weights for the arguments of :meth:`forward`, without dropout.
 
         Returns:
             (N, heads, Lq, Lk); each row sums to 1.
         """
-        q, k = map(self._split_heads, self._project_query_key(query, key))
-        return attention_weights(q, k, mask)
+        return attention_weights(*self._project_query_key(query, key), mask)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention per head, (N, heads, L, C / heads) each."""
+        p = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
 
     def _project_query_key(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         if query is key:
             q, k = self._project(query, 0, 2).chunk(2, dim=-1)
-            return q, k
-        return self._project(query, 0, 1), self._project(key, 1, 2)
+        else:
+            q, k = self._project(query, 0, 1), self._project(key, 1, 2)
+        return self._split_heads(q), self._split_heads(k)
 
     def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Apply parts of the packed projection, of 0: query, 1: key, 2: value."""
-        d_model = self.out_proj.in_features
-        rows = slice(start * d_model, stop * d_model)
-        kept = self._kept[start, stop]
-        return linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows], kept=kept)
+        """Apply parts of the packed projection: 0 is query, 1 is key, 2 is value."""
+        rows = slice(start * self.out_proj.in_features, stop * self.out_proj.in_features)
+        return F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.nhead, -1)).transpose(1, 2)  # (N, heads, L, C / heads)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax of scaled dot products.
+
+    Args:
+        query: (N, heads, Lq, D).
+        key: (N, heads, Lk, D).
+        mask: broadcastable to (N, heads, Lq, Lk): bool with **True = may attend**, or float,
+            added to the logits.
+
+    Returns:
+        (N, heads, Lq, Lk); each row sums to 1.
+    """
+    logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
+    if mask is not None and mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        logits = logits + mask
+    return logits.softmax(dim=-1)

@@ -5,8 +5,6 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear
-
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them; the box head of DETR.
@@ -18,7 +16,7 @@ class MLP(nn.Module):
         super().__init__()
         widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
         self.layers = nn.ModuleList(
-            Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths)
+            nn.Linear(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:

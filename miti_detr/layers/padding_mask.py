@@ -42,18 +42,24 @@ def feature_padding_mask(
     """
     if rule not in PADDING_MASK_RULES:
         raise ValueError(f"padding mask rule {rule!r} is not one of {PADDING_MASK_RULES}")
+    lengths = _lengths(image_sizes)
     axes = [
-        _axis_padding(
-            [size[axis] for size in image_sizes], padded_size[axis], grid_size[axis], stride, rule
-        )
+        _axis_padding(lengths[:, axis, None], padded_size[axis], grid_size[axis], stride, rule)
         for axis in (0, 1)
     ]
     return axes[0][:, :, None] | axes[1][:, None, :]
 
 
-def _axis_padding(lengths: list[int], padded: int, cells: int, stride: int, rule: str) -> Tensor:
-    """Padding along one axis, (N, cells) bool."""
-    length = torch.tensor(lengths)[:, None]
+def _lengths(image_sizes: Sequence[Sequence[int]]) -> Tensor:
+    """Sizes as int64 (N, 2). While tracing they are tensors, and must stay a part of the graph."""
+    if any(isinstance(side, Tensor) for size in image_sizes for side in size):
+        rows = [torch.stack([torch.as_tensor(side) for side in size]) for size in image_sizes]
+        return torch.stack(rows)
+    return torch.tensor([list(size) for size in image_sizes]).reshape(-1, 2)
+
+
+def _axis_padding(length: Tensor, padded: int, cells: int, stride: int, rule: str) -> Tensor:
+    """Padding along one axis, (N, cells) bool, for lengths (N, 1)."""
     if rule == "ceil":
         return torch.arange(cells)[None] >= -(-length // stride)
     pixels = (torch.arange(padded)[None] >= length).float()

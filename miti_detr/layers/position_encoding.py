@@ -18,6 +18,8 @@ class SinePositionEncoding(nn.Module):
     Computed in float32, whatever the precision of the model, as published.
     """
 
+    name = "sine"
+
     wavelengths: Tensor
 
     def __init__(
@@ -72,6 +74,8 @@ class LearnedPositionEncoding(nn.Module):
     Channels: F of the column (x), then F of the row (y): the opposite of the sine encoding, as
         published.
     """
+
+    name = "learned"
 
     def __init__(self, num_pos_feats: int, *, max_size: int = 50) -> None:
         """Make tables of F = ``num_pos_feats`` for grids of up to ``max_size`` squared cells."""

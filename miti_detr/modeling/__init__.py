@@ -1,6 +1,7 @@
 """The model: backbone, transformer with the layer residual, set prediction, set loss."""
 
-from .backbones.masked_backbone import MaskedBackbone, build_detr_resnet_backbone
+from .backbones.masked_backbone import Feature, MaskedBackbone
+from .backbones.resnet import build_detr_resnet_backbone
 from .backbones.timm import TimmBackbone, build_timm_backbone
 from .backbones.vision_transformers import build_swin_backbone, build_vit_backbone
 from .criterion import SetCriterion
@@ -12,6 +13,7 @@ from .targets import Target, targets_from_instances
 from .transformer import ResidualTransformer
 
 __all__ = [
+    "Feature",
     "HungarianMatcher",
     "MaskedBackbone",
     "MitiDetr",

@@ -89,7 +89,7 @@ class SetCriterion(nn.Module):
         logits: Tensor,
         boxes: Tensor,
         targets: Sequence[Target],
-        further: Callable[[Matches], dict[str, Tensor]] | None = None,
+        extra_losses: Callable[[Matches], dict[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the weighted losses.
 
@@ -99,10 +99,10 @@ class SetCriterion(nn.Module):
             logits: (L, N, Q, K+1), decoder layers in order.
             boxes: (L, N, Q, 4) ``cxcywh``, relative to the un-padded image.
             targets: the objects of the N images.
-            further: makes further weighted losses of the matches, each (L,).
+            extra_losses: computes more weighted losses from the matches, each (L,).
 
         Returns:
-            ``loss_ce``, ``loss_bbox``, ``loss_giou`` and further ones of the last decoder layer,
+            ``loss_ce``, ``loss_bbox``, ``loss_giou`` and the extra ones of the last decoder layer,
             and with deep supervision the same with suffix ``_0``, ``_1``, ... of the earlier
             layers.
         """
@@ -110,7 +110,7 @@ class SetCriterion(nn.Module):
             logits, boxes = logits[-1:], boxes[-1:]
         with torch.autocast(logits.device.type, enabled=False):
             logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
-            losses = self._losses(logits, boxes, targets, further)
+            losses = self._losses(logits, boxes, targets, extra_losses)
         # One unbind for each name: its backward is one stack, that of indices an addition for each.
         by_layer = {name: values.unbind() for name, values in losses.items()}
         return {
@@ -124,7 +124,7 @@ class SetCriterion(nn.Module):
         logits: Tensor,
         boxes: Tensor,
         targets: Sequence[Target],
-        further: Callable[[Matches], dict[str, Tensor]] | None,
+        extra_losses: Callable[[Matches], dict[str, Tensor]] | None,
     ) -> dict[str, Tensor]:
         """Weighted losses by name, each (L,)."""
         matches = self.matcher.match_layers(logits, boxes, targets)
@@ -154,8 +154,8 @@ class SetCriterion(nn.Module):
             "loss_bbox": self.l1_weight * l1,
             "loss_giou": self.giou_weight * giou,
         }
-        if further is not None:
-            losses |= further(Matches(layer, image, query, target, len(logits), num_boxes))
+        if extra_losses is not None:
+            losses |= extra_losses(Matches(layer, image, query, target, len(logits), num_boxes))
         return losses
 
     def _log(self, class_error: Tensor, cardinality_errors: Tensor) -> None:

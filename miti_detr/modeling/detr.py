@@ -4,7 +4,7 @@ N images, H x W padded batch in pixels, h x w feature grid, Q queries, L decoder
 classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,48 +15,32 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from miti_detr.checkpoint import adapt_state_dict, record_variant
-from miti_detr.checkpoint.pixels import Pixels, expected_pixels, warn_if_pixels_differ
-from miti_detr.layers import MLP, Linear, build_position_encoding
+from miti_detr.layers import MLP, build_position_encoding
 
-from .backbones.masked_backbone import MaskedBackbone
-from .compilation import require_compiler
+from .backbones.masked_backbone import Feature, MaskedBackbone
 from .criterion import SetCriterion
+from .execution import PLAIN, Execution
 from .heads import SetPrediction, predict_set
 from .matcher import HungarianMatcher
+from .pixels import Pixels, expected_pixels, warn_if_pixels_differ
 from .postprocess import detections
-from .queries import ObjectQueries
-from .recompute import recompute_activations
+from .stages import Decoded, Encoded, ObjectQueries
 from .targets import Target, targets_from_instances
 from .transformer import LayerResidual, ResidualTransformer
 
-
-def inference_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """Precision of evaluation and prediction; None: that of the weights.
-
-    Raises:
-        ValueError: for a precision that is unknown, or that the device does not have.
-    """
-    precision = cfg.SOLVER.AMP.PRECISION
-    if precision not in ("float16", "bfloat16"):
-        raise ValueError(f"SOLVER.AMP.PRECISION is {precision!r}; use float16 or bfloat16")
-    if not cfg.TEST.AMP.ENABLED:
-        return None
-    if precision == "float16" and torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        raise ValueError(
-            "SOLVER.AMP.PRECISION is 'float16', which needs a GPU; on a CPU set it to bfloat16"
-        )
-    return getattr(torch, precision)
+# Called with each new model. The room `checkpoint`, which this one must not know, adds a function
+# that records with the weights what decides their meaning.
+ON_CONSTRUCTION: list[Callable[["MitiDetr"], None]] = []
 
 
 @META_ARCH_REGISTRY.register()
 class MitiDetr(nn.Module):
     """Detection as set prediction: backbone, transformer, one box and class per object query.
 
-    The stages of :meth:`forward` are methods of their own: :meth:`preprocess_image`,
-    :meth:`embed_queries`, :meth:`encode_image`, :meth:`decode`, :meth:`apply_heads`, then
-    :meth:`losses` or :meth:`inference`. State-dict keys are the published ones except below
-    ``backbone.body``, which are the Detectron2 backbone's.
+    The stages of :meth:`forward` are methods, so that a later system overrides one of them:
+    :meth:`preprocess_image`, :meth:`embed_queries`, :meth:`encode`, :meth:`decode`,
+    :meth:`apply_heads`, then :meth:`losses` or :meth:`inference`. State-dict keys are the published
+    ones except below ``backbone.body``, which are the Detectron2 backbone's.
     """
 
     pixel_mean: Tensor
@@ -74,17 +58,13 @@ class MitiDetr(nn.Module):
         num_queries: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
-        size_divisibility: int = 0,
-        inference_dtype: torch.dtype | None = None,
-        activation_checkpoint: bool = False,
-        compiled: bool = False,
-        variant: dict[str, Any] | None = None,
-        weights_residual: str = "",
+        input_format: str = "RGB",
+        execution: Execution = PLAIN,
     ) -> None:
-        """Put the parts together.
+        """Build a model from its parts.
 
         Args:
-            backbone: images to one feature map with its padding mask.
+            backbone: images to features with their padding masks; the last feature is encoded.
             position_encoding: padding mask to position encoding, C channels.
             transformer: :class:`ResidualTransformer` or another with its interface, width C.
             criterion: the set loss.
@@ -92,37 +72,33 @@ class MitiDetr(nn.Module):
             num_queries: Q.
             pixel_mean: per channel, in the units and channel order of the input images.
             pixel_std: per channel, likewise.
-            size_divisibility: of padded batches, in pixels; 0: no more padding than needed.
-            inference_dtype: precision of autocast in evaluation mode; None: as the caller has it.
-            activation_checkpoint: see :func:`~miti_detr.modeling.recompute.recompute_activations`.
-            compiled: run backbone and transformer by ``torch.compile``; state-dict keys stay.
-            variant: what a checkpoint should say about the function that the weights are for; None:
-                what the parts say.
-            weights_residual: the layer residual that files without such a record were trained with.
+            input_format: channel order of the input images, ``RGB`` or ``BGR``.
+            execution: how the model is run. By default it is plain; see
+                :func:`miti_detr.accelerate.accelerate`.
         """
         super().__init__()
         d_model = transformer.d_model
+        channels = backbone.channels[backbone.in_features[-1]]
         self.backbone = backbone
         self.position_encoding = position_encoding
-        self.input_proj = nn.Conv2d(backbone.num_channels, d_model, kernel_size=1)
+        self.input_proj = nn.Conv2d(channels, d_model, kernel_size=1)
         self.transformer = transformer
         self.query_embed = nn.Embedding(num_queries, d_model)
-        self.class_embed = Linear(d_model, num_classes + 1)
+        self.class_embed = nn.Linear(d_model, num_classes + 1)
         self.bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
         self.criterion = criterion
         self.num_classes = num_classes
-        self.size_divisibility = size_divisibility
-        self.inference_dtype = inference_dtype
-        if activation_checkpoint:
-            recompute_activations(self)
-        if compiled:
-            self.backbone.body.compile()
-            self.transformer.compile()
-        self.variant = self._own_variant() if variant is None else variant
+        self.pixels = {
+            "pixel_mean": [float(x) for x in pixel_mean],
+            "pixel_std": [float(x) for x in pixel_std],
+            "input_format": input_format,
+        }
+        self.execution = execution
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self.weights_residual = weights_residual
-        self.register_state_dict_post_hook(record_variant)
+        execution.apply(self)
+        for function in ON_CONSTRUCTION:
+            function(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -137,21 +113,21 @@ class MitiDetr(nn.Module):
                 "MODEL.MASK_ON and MODEL.DETR.FROZEN_WEIGHTS belong to mask prediction, which "
                 "MitiDetr does not have: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
             )
-        if cfg.MODEL.COMPILE:
-            require_compiler(cfg.MODEL.DEVICE)
+        backbone = MaskedBackbone(
+            build_backbone(cfg),
+            in_features=detr.IN_FEATURES,
+            padding_mask=detr.PADDING_MASK,
+            size_divisibility=detr.SIZE_DIVISIBILITY,
+        )
+        if cfg.SOLVER.BACKBONE_MULTIPLIER <= 0:
+            backbone.requires_grad_(False)
         warn_if_pixels_differ(
             cfg.MODEL.WEIGHTS,
             expected_pixels(cfg.MODEL.WEIGHTS),
             Pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT),
         )
-        backbone = MaskedBackbone(
-            build_backbone(cfg),
-            in_features=detr.IN_FEATURES,
-            padding_mask=detr.PADDING_MASK,
-            fast_conv=cfg.MODEL.ACCELERATE,
-        )
-        if cfg.SOLVER.BACKBONE_MULTIPLIER <= 0:
-            backbone.requires_grad_(False)
+        transformer = ResidualTransformer(cfg)
+        transformer.weights_residual = detr.WEIGHTS_RESIDUAL
         weights = {
             "class_weight": detr.CLASS_WEIGHT,
             "l1_weight": detr.L1_WEIGHT,
@@ -160,7 +136,7 @@ class MitiDetr(nn.Module):
         return {
             "backbone": backbone,
             "position_encoding": build_position_encoding(detr.POSITION_EMBEDDING, detr.HIDDEN_DIM),
-            "transformer": ResidualTransformer(cfg),
+            "transformer": transformer,
             "criterion": SetCriterion(
                 num_classes=detr.NUM_CLASSES,
                 matcher=HungarianMatcher(**weights),
@@ -172,25 +148,32 @@ class MitiDetr(nn.Module):
             "num_queries": detr.NUM_OBJECT_QUERIES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": detr.SIZE_DIVISIBILITY,
-            "inference_dtype": inference_dtype(cfg),
-            "activation_checkpoint": detr.ACTIVATION_CHECKPOINT,
-            "compiled": cfg.MODEL.COMPILE,
-            "variant": {
-                "layer_residual": detr.LAYER_RESIDUAL,
-                "layer_residual_in": detr.LAYER_RESIDUAL_IN,
-                "pre_norm": detr.PRE_NORM,
-                "padding_mask": detr.PADDING_MASK,
-                "num_classes": detr.NUM_CLASSES,
-            },
-            "weights_residual": detr.WEIGHTS_RESIDUAL,
+            "input_format": cfg.INPUT.FORMAT,
+            "execution": Execution.from_config(cfg),
         }
 
-    def _own_variant(self) -> dict[str, Any]:
-        keys = ("layer_residual", "layer_residual_in", "pre_norm")
-        known = {k: getattr(self.transformer, k) for k in keys if hasattr(self.transformer, k)}
-        padding_mask = self.backbone.padding_mask
-        return {**known, "padding_mask": padding_mask, "num_classes": self.num_classes}
+    @property
+    def weights_residual(self) -> str:
+        """Layer residual of weights that do not record theirs; "": they are DETR's."""
+        return getattr(self.transformer, "weights_residual", "")
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """What decides the function beside the weights and their shapes; recorded with them."""
+        feature = self.backbone.in_features[-1]
+        known = ("layer_residual", "layer_residual_in", "pre_norm", "nhead")
+        parts = {k: getattr(self.transformer, k) for k in known if hasattr(self.transformer, k)}
+        if "nhead" in parts:
+            parts["nheads"] = parts.pop("nhead")
+        return {
+            **parts,
+            "padding_mask": self.backbone.padding_mask,
+            "position_embedding": getattr(self.position_encoding, "name", "unknown"),
+            "feature": feature,
+            "stride": self.backbone.strides[feature],
+            "num_classes": self.num_classes,
+            **self.pixels,
+        }
 
     @property
     def device(self) -> torch.device:
@@ -199,7 +182,7 @@ class MitiDetr(nn.Module):
 
     @property
     def residual_strength(self) -> float:
-        """Factor of the layer residual, in [0, 1]: 1 but while it is ramped up.
+        """Factor of the layer residual, in [0, 1]: 1, except during the ramp.
 
         It is recorded with the weights and restored with them. A model without a residual has 1.
 
@@ -220,23 +203,6 @@ class MitiDetr(nn.Module):
         modules = self.transformer.modules()
         return [m for m in modules if isinstance(m, LayerResidual) and m.placement != "none"]
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load weights of this model, or of another implementation of DETR after conversion.
-
-        Weights of another variant are refused by a model in evaluation mode, since they fit and
-        compute something else. Training may start from them; and so may a caller who loads
-        strictly, which no checkpointer does.
-
-        Raises:
-            CheckpointError: for weights of another variant, or that do not fit.
-        """
-        adapted = adapt_state_dict(
-            self, state_dict, stated=self.weights_residual, allow_other=self.training or strict
-        )
-        return super().load_state_dict(adapted, strict=strict, assign=assign)
-
     def forward(
         self, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor] | list[dict[str, Any]]:
@@ -254,16 +220,13 @@ class MitiDetr(nn.Module):
             clipped, empty ones dropped), ``scores``, ``pred_classes``.
         """
         images = self.preprocess_image(batched_inputs)
-        with self._precision():
-            queries = self.embed_queries(batched_inputs)
-            states = self.decode(*self.encode_image(images), queries)
-            prediction = self.apply_heads(states if self.training else states[-1:])
+        prediction = self.predict_set(images, batched_inputs, all_layers=self.training)
         if self.training:
-            return self.losses(prediction, batched_inputs, queries)
+            return self.losses(prediction, batched_inputs)
         return self.inference(prediction, batched_inputs, images.image_sizes)
 
     def predict(self, batched_inputs: list[dict[str, Any]]) -> SetPrediction:
-        """Raw output of every decoder layer for the inputs that :meth:`forward` takes.
+        """Compute the raw output of every decoder layer for the inputs of :meth:`forward`.
 
         Gradients and dropout are as the caller left them (``torch.no_grad``, :meth:`eval`).
 
@@ -271,19 +234,33 @@ class MitiDetr(nn.Module):
             ``logits`` (L, N, Q, K+1) and ``boxes`` (L, N, Q, 4; ``cxcywh`` in [0, 1] of the
             un-padded image).
         """
-        images = self.preprocess_image(batched_inputs)
+        return self.predict_set(self.preprocess_image(batched_inputs), batched_inputs)
+
+    def predict_set(
+        self, images: ImageList, batched_inputs: list[dict[str, Any]], *, all_layers: bool = True
+    ) -> SetPrediction:
+        """Run the network on a padded batch.
+
+        Args:
+            images: of :meth:`preprocess_image`.
+            batched_inputs: as in :meth:`forward`.
+            all_layers: apply the heads to every decoder layer instead of the last one only.
+        """
         with self._precision():
             queries = self.embed_queries(batched_inputs)
-            return self.apply_heads(self.decode(*self.encode_image(images), queries))
+            encoded = self.encode(images)
+            decoded = self.decode(encoded, queries)
+            return self.apply_heads(encoded, decoded if all_layers else decoded.last())
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Autocast in evaluation mode, if it is asked for."""
-        if self.training or self.inference_dtype is None:
-            return nullcontext()  # and not a disabled autocast, which would end that of a caller
-        return torch.autocast(self.device.type, self.inference_dtype)
+        dtype = self.execution.inference_dtype
+        if self.training or dtype is None:
+            return nullcontext()  # a disabled autocast would override the caller's
+        return torch.autocast(self.device.type, dtype)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise, then pad with zeros at the bottom and right: (N, 3, H, W).
+        """Normalise images, then pad them with zeros at the bottom and right: (N, 3, H, W).
 
         Raises:
             ValueError: an image is larger than the square that the backbone needs.
@@ -291,56 +268,51 @@ class MitiDetr(nn.Module):
         images = [
             (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
         ]
-        constraints = self.backbone.padding_constraints(self.size_divisibility)
+        constraints = self.backbone.padding_constraints()
         square = constraints["square_size"]
-        largest = max(max(image.shape[-2:]) for image in images)
-        if 0 < square < largest:
+        if square > 0 and square < (largest := max(max(image.shape[-2:]) for image in images)):
             raise ValueError(
                 f"an image has a side of {largest} pixels, the backbone takes at most {square}: "
                 "lower INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST"
             )
         return ImageList.from_tensors(images, padding_constraints=constraints)
 
-    def encode_image(self, images: ImageList) -> tuple[Tensor, Tensor, Tensor]:
-        """Feature, padding mask and position encoding of a batch.
-
-        Returns:
-            (N, C, h, w); (N, h, w) bool, True = padding, on the host; (N, C, h, w).
-        """
-        feature, mask = self.backbone(images)
-        source = self.input_proj(feature)
-        return source, mask, self.position_encoding(mask).to(source.dtype)
-
     def embed_queries(self, batched_inputs: list[dict[str, Any]]) -> ObjectQueries:
-        """The object queries of a batch: here the same for any."""
+        """Return the object queries of a batch; here they do not depend on it."""
         return ObjectQueries(self.query_embed.weight)
 
-    def decode(
-        self, source: Tensor, mask: Tensor, position: Tensor, queries: ObjectQueries
-    ) -> Tensor:
-        """Decoder states (L, N, Q, C) of the object queries."""
-        padding = mask.to(source.device) if mask.any() else None
-        # By keyword, and only if there is one: not every registered transformer needs to know it.
-        grouped = {} if queries.mask is None else {"query_mask": queries.mask}
-        states, _ = self.transformer(source, padding, queries.embed, position, **grouped)
-        return states
+    def encode(self, images: ImageList) -> Encoded:
+        """Compute the features of a batch, and the tokens and positions of the last one."""
+        return self.encode_features(self.backbone(images))
 
-    def apply_heads(self, states: Tensor) -> SetPrediction:
-        """Logits and boxes of decoder states (L, N, Q, C)."""
-        return predict_set(states, self.class_embed, self.bbox_embed)
+    def encode_features(self, features: dict[str, Feature]) -> Encoded:
+        """Project the last feature, and encode the positions of its cells."""
+        tensor, mask = features[self.backbone.in_features[-1]]
+        source = self.input_proj(tensor)
+        position = self.position_encoding(mask).to(source.dtype)
+        # A batch without padding needs no mask, which is faster. A traced model must have one.
+        is_padded = torch.jit.is_tracing() or bool(mask.any())
+        return Encoded(features, source, mask.to(source.device) if is_padded else None, position)
+
+    def decode(self, encoded: Encoded, queries: ObjectQueries) -> Decoded:
+        """Run the transformer."""
+        states, memory = self.transformer(
+            encoded.source, encoded.mask, queries.embed, encoded.position, queries.mask
+        )
+        return Decoded(states, memory, queries)
+
+    def apply_heads(self, encoded: Encoded, decoded: Decoded) -> SetPrediction:
+        """Compute logits and boxes of the decoder states."""
+        return predict_set(decoded.states, self.class_embed, self.bbox_embed)
 
     def losses(
-        self,
-        prediction: SetPrediction,
-        batched_inputs: list[dict[str, Any]],
-        queries: ObjectQueries,
+        self, prediction: SetPrediction, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """Weighted losses against the ``instances`` of the inputs.
 
         Args:
             prediction: of all decoder layers.
             batched_inputs: as in :meth:`forward`.
-            queries: what the decoder was asked; for models that learn from that, too.
 
         Raises:
             ValueError: if the inputs have none, or class indices outside the model's.

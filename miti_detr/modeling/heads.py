@@ -3,13 +3,14 @@
 L decoder layers, N images, Q queries, C width, K classes.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 from torch import Tensor, nn
 
 
-class SetPrediction(NamedTuple):
-    """Raw output of every decoder layer, the last layer last.
+@dataclasses.dataclass(frozen=True)
+class SetPrediction:
+    """Raw output of every decoder layer, the last layer last. Later systems extend it.
 
     Attributes:
         logits: (L, N, Q, K+1); index K is "no object".

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from miti_detr.layers import MultiHeadAttention
 from miti_detr.modeling.transformer import DecoderLayer, EncoderLayer, TransformerDecoder
-from miti_detr.modeling.transformer.elsewhere import known_layers, layer_input
+from miti_detr.modeling.transformer.add_residual import known_layers, layer_input
 
 from .measures import attention_entropy, measure_step, measure_tokens
 

@@ -71,22 +71,23 @@ def attention_maps(
     inputs = predictor.prepare(image)
     with eager_evaluation(model):
         images = model.preprocess_image([inputs])
-        source, mask, position = model.encode_image(images)
+        encoded = model.encode(images)
         object_queries = model.embed_queries([inputs])
         with recorded_attention(model, DecoderLayer, "multihead_attn") as decoder:
-            states = model.decode(source, mask, position, object_queries)
-        prediction = model.apply_heads(states[-1:])
+            decoded = model.decode(encoded, object_queries)
+        prediction = model.apply_heads(encoded, decoded.last())
         size = images.image_sizes[0]
         found = detections(prediction.logits[-1], prediction.boxes[-1], [size])[0].to("cpu")
         queries = found.scores.argsort(descending=True)[:num_queries]
         shown = _in_image(found[queries], queries, height, width)
         chosen = list(pixels) if pixels is not None else _centres(shown)
-        stride = model.backbone.stride
+        feature = model.backbone.in_features[-1]
+        stride = model.backbone.strides[feature]
         scale = (size[1] / width / stride, size[0] / height / stride)  # cells per pixel, x and y
-        grid = _Grid(mask[0])
+        grid = _Grid(encoded.features[feature].mask[0])
         tokens = torch.tensor([grid.token(x * scale[0], y * scale[1]) for x, y in chosen])
         with recorded_attention(model, EncoderLayer, "self_attn", tokens) as encoder:
-            model.decode(source, mask, position, object_queries)
+            model.decode(encoded, object_queries)
     return AttentionMaps(
         queries=shown,
         decoder=grid.maps([weights[:, queries] for weights in decoder], len(queries)),

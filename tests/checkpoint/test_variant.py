@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 
 import miti_detr
 from miti_detr.checkpoint import CheckpointError, MitiDetrCheckpointer
@@ -13,6 +14,7 @@ from miti_detr.checkpoint.variant import (
     weights_variant,
 )
 from tests.checkpoint.helpers import tiny_config, tiny_model
+from tests.helpers import training_input
 
 RESIDUAL = "MODEL.DETR.LAYER_RESIDUAL"
 
@@ -54,14 +56,18 @@ def variant(residual="before_norm", stacks="both", mask="ceil", pre_norm=False):
 def test_evaluation_needs_the_same_function(model, record, stated, keys):
     weights = weights_variant(record, stated)
     if not keys:
-        check_variant(model, weights, for_training=False)
+        check_variant(model, weights, purpose="evaluate")
         return
     with pytest.raises(CheckpointError) as caught:
-        check_variant(model, weights, for_training=False)
+        check_variant(model, weights, purpose="evaluate")
     text = str(caught.value)
     assert all(key in text for key in keys)
-    assert f"state MODEL.DETR.WEIGHTS_RESIDUAL {model['layer_residual']}" in text
-    assert "a warm start" in check_variant(model, weights, for_training=True)
+    if any("LAYER_RESIDUAL " in key for key in keys):
+        assert f"state MODEL.DETR.WEIGHTS_RESIDUAL {model['layer_residual']}" in text
+    text = check_variant(model, weights, purpose="warm_start")
+    assert all(key in text for key in keys)
+    with pytest.raises(CheckpointError, match=r"A run is resumed as it was begun"):
+        check_variant(model, weights, purpose="resume")
 
 
 def test_words():
@@ -70,9 +76,6 @@ def test_words():
     assert describe(variant(stacks="encoder")) == (
         "Miti-DETR (before_norm, encoder only, ceil padding mask)"
     )
-    said = check_variant(variant("none"), weights_variant(None), for_training=False)
-    assert "does not say its layer residual: taken as DETR" in said
-    assert "MODEL.DETR.WEIGHTS_RESIDUAL" in said
 
 
 def test_stated_residual_must_be_one():
@@ -105,12 +108,11 @@ def test_detr_checkpoint_in_a_miti_model(files, caplog):
     with pytest.raises(CheckpointError, match=r"these are DETR.*the model is Miti-DETR") as caught:
         MitiDetrCheckpointer(model).load(path)
     assert str(caught.value).startswith(path)
-    assert f"set {RESIDUAL} none" in str(caught.value)
+    assert f"Set {RESIDUAL} none" in str(caught.value)
     for key, value in model.state_dict().items():  # refused before anything was changed
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
     with caplog.at_level(logging.INFO):
         MitiDetrCheckpointer(model, for_training=True).load(path)
-    assert "weights into a Miti-DETR" in caplog.text
     assert "a warm start" in caplog.text
     weight = model.state_dict()["query_embed.weight"]
     torch.testing.assert_close(weight, torch.load(path)["model"]["query_embed.weight"])
@@ -148,3 +150,68 @@ def test_norm_order_is_never_mixed(files, for_training):
     model = tiny_model(1, "MODEL.DETR.PRE_NORM", True)
     with pytest.raises(CheckpointError, match=r"post-norm.*set MODEL.DETR.PRE_NORM False"):
         MitiDetrCheckpointer(model, for_training=for_training).load(str(files / "before_norm.pth"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (("MODEL.DETR.NHEADS", 4), "MODEL.DETR.NHEADS 2"),
+        (("INPUT.FORMAT", "BGR"), "INPUT.FORMAT RGB"),
+        (("MODEL.PIXEL_STD", [1.0, 1.0, 1.0]), "MODEL.PIXEL_STD [58.395,57.12,57.375]"),
+        (("MODEL.PIXEL_MEAN", [1.0, 1.0, 1.0]), "MODEL.PIXEL_MEAN [123.675,116.28,103.53]"),
+        (("MODEL.DETR.PADDING_MASK", "nearest"), "MODEL.DETR.PADDING_MASK ceil"),
+    ],
+)
+def test_whatever_decides_the_function_is_recorded(files, overrides, key, caplog):
+    """Refused for evaluation and on resume, a warning for training; remembered in stock flows."""
+    path = str(files / "before_norm.pth")
+    with pytest.raises(CheckpointError) as caught:
+        MitiDetrCheckpointer(tiny_model(1, *overrides)).load(path)
+    assert f"Set {key}" in str(caught.value)
+    MitiDetrCheckpointer(tiny_model(1, *overrides), for_training=True).load(path)
+    assert any(key in r.message for r in caplog.records if r.levelname == "WARNING")
+    stock = tiny_model(1, *overrides)
+    DetectionCheckpointer(stock.train()).load(path)
+    inputs = [training_input((48, 64), [[4, 5, 20, 30]], [1])]
+    with pytest.raises(CheckpointError, match="computes something else"):
+        stock.eval()(inputs)
+    stock.train()(inputs)  # a warm start
+    assert len(stock.eval()(inputs)) == 1
+
+
+def test_a_resumed_run_keeps_its_variant(tmp_path):
+    model = tiny_model(0)
+    MitiDetrCheckpointer(model, str(tmp_path)).save("model_0000001")
+    other = tiny_model(1, RESIDUAL, "none")
+    with pytest.raises(
+        CheckpointError, match=r"A run is resumed as it was begun: set .*before_norm"
+    ):
+        MitiDetrCheckpointer(other, str(tmp_path), for_training=True).resume_or_load("")
+
+
+@pytest.mark.parametrize("record", [[], "none", {"layer_residual": 3}, {"residual_strength": 5}])
+def test_damaged_records_are_named(record, tmp_path):
+    torch.save({"model": tiny_model(0).state_dict(), "miti_detr": record}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth: the record"):
+        MitiDetrCheckpointer(tiny_model(1)).load(str(tmp_path / "w.pth"))
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    model = tiny_model(0)
+    model.bbox_embed.layers[1].bias.data[3] = torch.nan
+    MitiDetrCheckpointer(model, str(tmp_path)).save("w")
+    with pytest.raises(CheckpointError, match=r"bbox_embed\.layers\.1\.bias holds values"):
+        MitiDetrCheckpointer(tiny_model(1)).load(str(tmp_path / "w.pth"))
+
+
+def test_classes_of_our_own_files_are_never_taken_for_coco_ids(tmp_path):
+    """91 rows are 90 classes, not the COCO ids 0 to 90."""
+    model = tiny_model(0, "MODEL.DETR.NUM_CLASSES", 90)
+    MitiDetrCheckpointer(model, str(tmp_path)).save("w")
+    same = tiny_model(1, "MODEL.DETR.NUM_CLASSES", 90)
+    MitiDetrCheckpointer(same).load(str(tmp_path / "w.pth"))
+    torch.testing.assert_close(same.class_embed.weight, model.class_embed.weight, rtol=0, atol=0)
+    eighty = tiny_model(1, "MODEL.DETR.NUM_CLASSES", 80)
+    head = eighty.class_embed.weight.detach().clone()
+    MitiDetrCheckpointer(eighty, for_training=True).load(str(tmp_path / "w.pth"))
+    torch.testing.assert_close(eighty.class_embed.weight, head, rtol=0, atol=0)

@@ -71,7 +71,7 @@ def test_initialisation_is_that_of_one_packed_matrix():
 
 
 def test_width_must_divide_into_heads():
-    with pytest.raises(ValueError, match="width 30 is not divisible by 4"):
+    with pytest.raises(ValueError, match=r"HIDDEN_DIM 30 is not divisible by MODEL.DETR.NHEADS 4"):
         MultiHeadAttention(30, 4)
 
 

@@ -107,8 +107,8 @@ def test_diagram_of_residual():
     pre = {"none": 10.0, "before_norm": 15.0, "after_norm": 11.0}
     for placement in post:
         rule = LayerResidual(placement)
-        assert rule.close_post_norm(x, total, Double()).item() == post[placement]
-        assert rule.close_pre_norm(x, normed, total).item() == pre[placement]
+        assert rule.finish_post_norm(x, total, Double()).item() == post[placement]
+        assert rule.finish_pre_norm(x, normed, total).item() == pre[placement]
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -120,8 +120,8 @@ def test_strength_scales_the_joined_input_alone(placement, norm):
 
     def close(rule, x, normed):
         if norm == "pre":
-            return rule.close_pre_norm(x, normed, total)
-        return rule.close_post_norm(x, total, last)
+            return rule.finish_pre_norm(x, normed, total)
+        return rule.finish_post_norm(x, total, last)
 
     rule, plain = LayerResidual(placement), LayerResidual("none")
     rule.strength = 0.0
@@ -220,7 +220,7 @@ def test_padded_tokens_and_query_order_do_not_matter():
         ({"layer_residual": "after"}, "'after' is not one of none, before_norm, after_norm"),
         ({"layer_residual_in": "all"}, "'all' is not one of both, encoder, decoder"),
         ({"num_decoder_layers": 0}, "DEC_LAYERS 1 or more"),
-        ({"nhead": 5}, "not divisible by 5"),
+        ({"nhead": 5}, "not divisible by MODEL.DETR.NHEADS 5"),
     ],
 )
 def test_bad_values_are_named(changes, message):

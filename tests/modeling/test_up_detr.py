@@ -163,8 +163,8 @@ def test_losses_equal_the_published_way(deep):
     made = model(12, 3, "MODEL.DETR.DEEP_SUPERVISION", deep, "MODEL.RESNETS.NORM", "FrozenBN")
     inputs = [item(3), item(3, (48, 64), seed=1)]
     made.train()
-    prediction, queries = made.predict(inputs), made.embed_queries(inputs)
-    losses = made.losses(prediction, inputs, queries)
+    prediction = made.predict(inputs)
+    losses = made.losses(prediction, inputs)
     targets = made.targets(inputs, torch.float32)
     plain = made.criterion(prediction.logits, prediction.boxes, targets)
     assert len(losses) == (8 if deep else 4)
@@ -173,7 +173,7 @@ def test_losses_equal_the_published_way(deep):
         matches = made.criterion.matcher(prediction.logits[layer], prediction.boxes[layer], targets)
         total = torch.zeros(())
         for n, (query, target) in enumerate(matches):
-            wanted = F.normalize(queries.patch_features[n][target], dim=-1)
+            wanted = F.normalize(prediction.patch_features[n][target], dim=-1)
             total = total + (features[n][query] - wanted).square().sum()
         torch.testing.assert_close(losses["loss_feature" + suffix], total / 6)
         for name in ("loss_ce", "loss_bbox", "loss_giou"):

@@ -26,8 +26,11 @@ def test_states_of_a_detector(model):
     model.eval()
     images = model.preprocess_image(inputs((64, 96)))
     with torch.no_grad(), record_states(model) as stacks:
-        source, mask, position = model.encode_image(images)
-        states, memory = model.transformer(source, mask, model.query_embed.weight, position)
+        encoded = model.encode(images)
+        source = encoded.source
+        states, memory = model.transformer(
+            source, encoded.mask, model.query_embed.weight, encoded.position
+        )
     encoder, decoder = stacks["encoder"], stacks["decoder"]
     assert (len(encoder.states), len(decoder.states)) == (3, 3)
     torch.testing.assert_close(encoder.states[0], source.flatten(2).transpose(1, 2))

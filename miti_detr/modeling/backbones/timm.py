@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from miti_detr.checkpoint.pixels import Pixels, warn_if_pixels_differ
+from miti_detr.modeling.pixels import Pixels, warn_if_pixels_differ
 
 OUTPUT = "timm"  # name of the one output
 

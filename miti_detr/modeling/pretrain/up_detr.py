@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
-from miti_detr.layers import MLP, Linear
+from miti_detr.layers import MLP
 from miti_detr.modeling.criterion import Matches
 from miti_detr.modeling.detr import MitiDetr
 from miti_detr.modeling.heads import SetPrediction
-from miti_detr.modeling.queries import ObjectQueries
+from miti_detr.modeling.stages import Decoded, Encoded, ObjectQueries
 
 from .matcher import OwnPatchMatcher
 
@@ -43,14 +43,17 @@ class PatchQueries(ObjectQueries):
     patch_features: Tensor | None = None
 
 
+@dataclasses.dataclass(frozen=True)
 class PatchPrediction(SetPrediction):
-    """A set prediction with the decoder states that it was read from.
+    """A set prediction with what the feature loss needs.
 
     Attributes:
-        states: (L, N, Q, C).
+        states: decoder states (L, N, Q, C).
+        patch_features: of :class:`PatchQueries`.
     """
 
     states: Tensor
+    patch_features: Tensor
 
 
 def group_mask(num_patches: int, queries_per_patch: int) -> Tensor:
@@ -104,7 +107,7 @@ class UpDetr(MitiDetr):
         feature_weight: float = 1.0,
         **detr: Any,
     ) -> None:
-        """Put the parts together.
+        """Build a model from its parts.
 
         Args:
             queries_per_patch: G; divides the number of queries.
@@ -136,8 +139,8 @@ class UpDetr(MitiDetr):
         self.patch_dropout = patch_dropout
         self.query_shuffle = query_shuffle
         self.feature_weight = feature_weight
-        channels = self.backbone.num_channels
-        self.patch2query = Linear(channels, width)
+        channels = self.backbone.channels[self.backbone.in_features[-1]]
+        self.patch2query = nn.Linear(channels, width)
         if feature_weight > 0:
             self.feature_align = MLP(width, width, channels, num_layers=2)
         mask = group_mask(num_queries // queries_per_patch, queries_per_patch)
@@ -224,39 +227,37 @@ class UpDetr(MitiDetr):
                 f"patches of {tuple(pixels.shape[-2:])} pixels: this backbone needs a multiple of "
                 f"{divisor} in INPUT.PATCHES.SIZE"
             )
-        feature, _ = self.backbone(ImageList(pixels, [tuple(pixels.shape[-2:])] * len(pixels)))
+        sizes = [tuple(pixels.shape[-2:])] * len(pixels)
+        feature = self.backbone(ImageList(pixels, sizes))[self.backbone.in_features[-1]].tensor
         return feature.mean((2, 3)).view(len(batched_inputs), -1, feature.shape[1])
 
-    def apply_heads(self, states: Tensor) -> PatchPrediction:
-        """Logits and boxes of decoder states, which stay with them."""
-        prediction = PatchPrediction(*super().apply_heads(states))
-        prediction.states = states
-        return prediction
+    def apply_heads(self, encoded: Encoded, decoded: Decoded) -> PatchPrediction:
+        """Compute logits and boxes of the decoder states, and keep the states beside them."""
+        found = super().apply_heads(encoded, decoded)
+        assert isinstance(decoded.queries, PatchQueries)
+        assert decoded.queries.patch_features is not None
+        return PatchPrediction(
+            found.logits, found.boxes, decoded.states, decoded.queries.patch_features
+        )
 
     def losses(
-        self,
-        prediction: SetPrediction,
-        batched_inputs: list[dict[str, Any]],
-        queries: ObjectQueries,
+        self, prediction: SetPrediction, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """Weighted losses of the patches: the set loss, and ``loss_feature``.
 
         Args:
             prediction: of :meth:`apply_heads`.
             batched_inputs: with ``instances``, one for each patch and in their order.
-            queries: of :meth:`embed_queries`.
 
         Raises:
             ValueError: as in the base class, or if the instances are not one for each patch.
         """
         assert isinstance(prediction, PatchPrediction)
-        assert isinstance(queries, PatchQueries)
-        assert queries.patch_features is not None
         targets = self.targets(batched_inputs, prediction.boxes.dtype)
-        patches = queries.patch_features.shape[1]
+        patches = prediction.patch_features.shape[1]
         if any(len(target["labels"]) != patches for target in targets):
             raise ValueError(f"{patches} patches need 'instances' of one box each, in their order")
-        states, truth = prediction.states, queries.patch_features.flatten(0, 1)
+        states, truth = prediction.states, prediction.patch_features.flatten(0, 1)
 
         def reconstruct(matches: Matches) -> dict[str, Tensor]:
             """The feature loss of matched queries; L values."""
@@ -269,8 +270,8 @@ class UpDetr(MitiDetr):
             loss = feature_losses(predicted, wanted, matches.num_boxes)
             return {"loss_feature": self.feature_weight * loss}
 
-        further = reconstruct if self.feature_weight > 0 else None
-        return self.criterion(prediction.logits, prediction.boxes, targets, further)
+        extra = reconstruct if self.feature_weight > 0 else None
+        return self.criterion(prediction.logits, prediction.boxes, targets, extra)
 
     def read_detections(
         self, prediction: SetPrediction, image_sizes: Sequence[tuple[int, int]]

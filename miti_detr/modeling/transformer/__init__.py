@@ -1,6 +1,6 @@
 """The transformer and its layer residual."""
 
-from .elsewhere import AddedResidual, add_layer_residual, known_layers
+from .add_residual import AddedResidual, add_layer_residual, known_layers
 from .layers import DecoderLayer, EncoderLayer
 from .residual import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS, LayerResidual
 from .stack import ResidualTransformer, TransformerDecoder, TransformerEncoder

@@ -7,7 +7,7 @@ State-dict keys are those of facebookresearch/detr ``models/transformer.py`` at 
 
 from torch import Tensor, nn
 
-from miti_detr.layers import Dropout, Linear, MultiHeadAttention, ReluDropout
+from miti_detr.layers import MultiHeadAttention
 
 from .residual import LayerResidual
 
@@ -28,12 +28,12 @@ class TransformerLayer(nn.Module):
         """Make the shared parts; arguments as in :class:`ResidualTransformer`."""
         super().__init__()
         self.self_attn = MultiHeadAttention(d_model, nhead, dropout=dropout)
-        self.linear1 = Linear(d_model, dim_feedforward)
-        self.linear2 = Linear(dim_feedforward, d_model)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
         self.norm2 = nn.LayerNorm(d_model)
-        self.activation = ReluDropout(dropout)
-        self.dropout = Dropout(dropout)
+        self.activation = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
+        self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
         self.residual = LayerResidual(layer_residual)
 
@@ -62,9 +62,9 @@ class EncoderLayer(TransformerLayer):
         if self.pre_norm:
             z = self.norm1(x)
             y = x + self._self_attention(z, pos, mask)
-            return self.residual.close_pre_norm(x, z, y + self._feed_forward(self.norm2(y)))
+            return self.residual.finish_pre_norm(x, z, y + self._feed_forward(self.norm2(y)))
         y = self.norm1(x + self._self_attention(x, pos, mask))
-        return self.residual.close_post_norm(x, y + self._feed_forward(y), self.norm2)
+        return self.residual.finish_post_norm(x, y + self._feed_forward(y), self.norm2)
 
 
 class DecoderLayer(TransformerLayer):
@@ -119,10 +119,10 @@ class DecoderLayer(TransformerLayer):
             z = self.norm1(x)
             y = x + self._self_attention(z, query_pos, query_mask)
             c = y + self._cross_attention(self.norm2(y), memory, memory_key, query_pos, memory_mask)
-            return self.residual.close_pre_norm(x, z, c + self._feed_forward(self.norm3(c)))
+            return self.residual.finish_pre_norm(x, z, c + self._feed_forward(self.norm3(c)))
         y = self.norm1(x + self._self_attention(x, query_pos, query_mask))
         c = self.norm2(y + self._cross_attention(y, memory, memory_key, query_pos, memory_mask))
-        return self.residual.close_post_norm(x, c + self._feed_forward(c), self.norm3)
+        return self.residual.finish_post_norm(x, c + self._feed_forward(c), self.norm3)
 
     def _cross_attention(
         self,

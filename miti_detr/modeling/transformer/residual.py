@@ -100,7 +100,7 @@ class LayerResidual(nn.Module):
         factor = None if strength == 1 else torch.tensor(strength, dtype=torch.float64)
         self._factor = factor
 
-    def close_post_norm(self, x: Tensor, total: Tensor, last_norm: nn.Module) -> Tensor:
+    def finish_post_norm(self, x: Tensor, total: Tensor, last_norm: nn.Module) -> Tensor:
         """Output of a post-norm layer.
 
         Args:
@@ -114,7 +114,7 @@ class LayerResidual(nn.Module):
             return self._scaled(x) + last_norm(total)
         return last_norm(total)
 
-    def close_pre_norm(self, x: Tensor, normed: Tensor, total: Tensor) -> Tensor:
+    def finish_pre_norm(self, x: Tensor, normed: Tensor, total: Tensor) -> Tensor:
         """Output of a pre-norm layer.
 
         Args:

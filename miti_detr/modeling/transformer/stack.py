@@ -133,6 +133,8 @@ class ResidualTransformer(nn.Module):
             nn.LayerNorm(d_model),
         )
         self.d_model = d_model
+        self.nhead = nhead
+        self.weights_residual = ""
         self.pre_norm = pre_norm
         self.layer_residual = layer_residual
         self.layer_residual_in = layer_residual_in

@@ -70,7 +70,7 @@ def test_small_backbone_trains_a_step(overrides, stride):
     """Two images of sizes that are no multiples of anything."""
     cfg = tiny_config(*overrides)
     model = step(cfg, [(64, 47), (41, 72)])
-    assert model.backbone.stride == stride
+    assert list(model.backbone.strides.values()) == [stride]
     grads = {n: p.grad for n, p in model.backbone.named_parameters() if p.requires_grad}
     idle = [n for n, grad in grads.items() if grad is None]
     assert model.backbone.has_idle_parts or not idle
@@ -81,7 +81,7 @@ def test_small_backbone_trains_a_step(overrides, stride):
 @pytest.mark.parametrize(("cfg", "stride"), LARGE)
 def test_large_backbone_trains_a_step(cfg, stride):
     cfg.merge_from_list(["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1])
-    assert step(cfg, [(64, 64)]).backbone.stride == stride
+    assert list(step(cfg, [(64, 64)]).backbone.strides.values()) == [stride]
 
 
 def test_dc5_is_the_default_output_although_res4_has_its_stride():
@@ -90,7 +90,7 @@ def test_dc5_is_the_default_output_although_res4_has_its_stride():
     assert cfg.MODEL.RESNETS.OUT_FEATURES == LEVELS
     cfg.MODEL.BACKBONE.NAME = "build_detr_resnet_backbone"
     backbone = MaskedBackbone(build_backbone(cfg))
-    assert (backbone.in_feature, backbone.num_channels, backbone.stride) == ("res5", 2048, 16)
+    assert (backbone.channels, backbone.strides) == ({"res5": 2048}, {"res5": 16})
     assert not backbone.has_idle_parts
     assert MaskedBackbone(build_backbone(cfg), in_features=["res4"]).has_idle_parts
 
@@ -137,7 +137,7 @@ def test_vit_takes_a_square_and_says_so():
     model = build_model(tiny_config(*VIT))
     images = model.preprocess_image([training_input((40, 60), [], [])])
     assert images.tensor.shape == (1, 3, 96, 96)
-    feature, mask = model.backbone(images)
+    ((feature, mask),) = model.backbone(images).values()
     assert feature.shape == (1, 64, 6, 6)
     assert (~mask).sum() == 3 * 4
     with pytest.raises(ValueError, match=r"side of 100 pixels.*at most 96: lower INPUT.MAX_SIZE"):
@@ -149,7 +149,7 @@ def test_sizes_that_detectron2_backbones_need():
     body = swin.SwinTransformer(embed_dim=8, depths=(1,), num_heads=(1,), out_indices=(0,))
     with pytest.raises(AttributeError):
         _ = body.size_divisibility
-    assert MaskedBackbone(body).padding_constraints(6) == {
+    assert MaskedBackbone(body, size_divisibility=6).padding_constraints() == {
         "size_divisibility": 6,
         "square_size": 0,
     }
@@ -160,10 +160,12 @@ def test_sizes_that_detectron2_backbones_need():
     images = ImageList.from_tensors(
         [torch.zeros(3, 40, 50)], padding_constraints=backbone.padding_constraints()
     )
-    assert backbone(images)[0].shape == (1, 8, 4, 4)
+    assert backbone(images)["p4"].tensor.shape == (1, 8, 4, 4)
     fpn = build_backbone(tiny_config(*FPN_KEYS))
     assert isinstance(fpn, FPN)
-    assert MaskedBackbone(fpn).padding_constraints(48)["size_divisibility"] == 96
+    assert (
+        MaskedBackbone(fpn, size_divisibility=48).padding_constraints()["size_divisibility"] == 96
+    )
 
 
 @pytest.mark.parametrize(

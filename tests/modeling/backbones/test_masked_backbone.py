@@ -69,12 +69,16 @@ def test_bad_resnet_values_are_named(overrides, message):
 
 def test_largest_stride_is_the_default_and_any_output_can_be_chosen():
     images = ImageList(torch.zeros(1, 3, 32, 64), [(32, 40)])
-    feature, mask = MaskedBackbone(TwoOutputs())(images)
+    ((name, (feature, mask)),) = MaskedBackbone(TwoOutputs())(images).items()
+    assert name == "b"
     assert feature.shape == (1, 6, 2, 4)
     assert mask.tolist() == [[[False, False, False, True]] * 2]
     backbone = MaskedBackbone(TwoOutputs(), in_features=["a"])
-    assert backbone(images)[0].shape == (1, 4, 4, 8)
-    assert (backbone.num_channels, backbone.stride) == (4, 8)
+    assert backbone(images)["a"].tensor.shape == (1, 4, 4, 8)
+    assert (backbone.channels, backbone.strides) == ({"a": 4}, {"a": 8})
+    both = MaskedBackbone(TwoOutputs(), in_features=["a", "b"])(images)
+    assert list(both) == ["a", "b"]
+    assert [feature.mask.shape for feature in both.values()] == [(1, 4, 8), (1, 2, 4)]
 
 
 def test_bad_arguments_are_named():

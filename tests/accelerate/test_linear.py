@@ -5,10 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from miti_detr.layers import Linear, linear
-from tests.helpers import kernels, mkldnn_runs, threads
+from miti_detr.accelerate import accelerate
+from miti_detr.accelerate import linear as technique
+from miti_detr.accelerate.kept import Kept
 
 WIDE = 640  # with 160 outputs and 100 rows large enough for a convolution
+
+
+def linear(x, weight, bias=None):
+    return technique.linear(x, weight, bias, kept=Kept())
+
+
+def Linear(*args, **kwargs):
+    return accelerate(nn.Linear(*args, **kwargs))
 
 
 def assert_equal_but_for_rounding(ours, theirs):
@@ -109,15 +118,6 @@ def test_exporters_see_a_linear_layer():
     assert not any("conv" in kind for kind in kinds)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is without oneDNN")
-def test_who_computes():
-    for count in (1, 2):
-        with threads(count):
-            assert "aten::mkldnn_convolution" in kernels(linear, *arguments(100, WIDE))
-            for small in ((100, 7), (3, WIDE)):
-                assert "aten::addmm" in kernels(linear, *arguments(*small))
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(100, WIDE), (2, 50, WIDE), (2, 3, WIDE)])
 def test_autocast_without_gradient(bias, shape):
@@ -134,16 +134,3 @@ def test_autocast_without_gradient(bias, shape):
             torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
         with torch.no_grad():
             layer.weight.mul_(-2)
-
-
-@pytest.mark.skipif(not mkldnn_runs(), reason="no oneDNN for x86")
-def test_autocast_without_gradient_casts_weights_once():
-    layer = Linear(WIDE, 160)
-    x = torch.randn(100, WIDE).bfloat16()
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            pytest.skip("this processor has no instructions for bfloat16")
-        layer(x)
-        used = kernels(layer, x)
-    assert "mkldnn::_linear_pointwise" in used
-    assert "aten::copy_" not in used

@@ -10,12 +10,14 @@ from detectron2.modeling import build_model
 from miti_detr.checkpoint import (
     CheckpointError,
     MitiDetrCheckpointer,
+    accept_weights,
     to_d2_wrapper,
     to_official,
 )
 from miti_detr.checkpoint.convert import reverse_huggingface
 from tests.checkpoint.helpers import assert_same, r50_config, tiny_model
 from tests.checkpoint.test_checkpointer import RESNET18
+from tests.helpers import training_input
 
 RESIDUAL = "MODEL.DETR.LAYER_RESIDUAL"
 
@@ -36,7 +38,7 @@ def test_stock_checkpointer_reads_foreign_files(export, tmp_path, caplog):
     assert "taken as DETR" in caplog.text
 
 
-def test_stock_checkpointer_cannot_pass_on_coco_rows_and_that_is_said(tmp_path, caplog):
+def test_stock_checkpointer_cannot_pass_on_coco_rows_and_that_is_logged(tmp_path, caplog):
     model, other = resnet18(0), resnet18(1)
     head = other.class_embed.weight.detach().clone()
     torch.save(to_official(model.state_dict()), tmp_path / "w.pth")
@@ -45,19 +47,28 @@ def test_stock_checkpointer_cannot_pass_on_coco_rows_and_that_is_said(tmp_path, 
     torch.testing.assert_close(other.class_embed.weight, head, rtol=0, atol=0)
     torch.testing.assert_close(other.input_proj.weight, model.input_proj.weight, rtol=0, atol=0)
     with pytest.raises(CheckpointError, match="run `miti-detr convert` first"):  # random classes
-        DetectionCheckpointer(other.eval()).load(str(tmp_path / "w.pth"))
+        other.eval()([training_input((32, 32), [], [])])
 
 
 def test_variant_travels_with_the_stock_checkpointer(tmp_path, caplog):
-    """Saved by Detectron2's own, refused in evaluation, announced in training; by ours as well."""
+    """Saved by Detectron2's own; a mismatch is a warning, and an error in the first inference."""
+    inputs = [training_input((32, 32), [], [])]
     DetectionCheckpointer(tiny_model(0, RESIDUAL, "none"), str(tmp_path)).save("detr")
     path = str(tmp_path / "detr.pth")
-    DetectionCheckpointer(tiny_model(1, RESIDUAL, "none").eval()).load(path)
-    with pytest.raises(CheckpointError, match=r"these are DETR.*the model is Miti-DETR"):
-        DetectionCheckpointer(tiny_model(1).eval()).load(path)
-    with caplog.at_level(logging.INFO):
-        DetectionCheckpointer(tiny_model(1).train()).load(path)
-    assert "a warm start" in caplog.text
+    same = tiny_model(1, RESIDUAL, "none")
+    DetectionCheckpointer(same).load(path)
+    same.eval()(inputs)
+    assert not caplog.records or "computes something else" not in caplog.text
+    for mode in (True, False):  # whether the weights are loaded before or after eval()
+        other = tiny_model(1).train(mode)
+        DetectionCheckpointer(other).load(path)
+        assert "computes something else" in caplog.text
+        with pytest.raises(CheckpointError, match=r"these are DETR.*the model is Miti-DETR"):
+            other.eval()(inputs)
+        with pytest.raises(CheckpointError, match="these are DETR"):  # not only once
+            other(inputs)
+        accept_weights(other)
+        other(inputs)
     with pytest.raises(CheckpointError, match="recorded in the file"):
         MitiDetrCheckpointer(tiny_model(1)).load(path)
 
@@ -77,23 +88,29 @@ def test_our_checkpointer_decides_alone(tmp_path):
     MitiDetrCheckpointer(tiny_model(1).eval(), for_training=True).load(str(tmp_path / "detr.pth"))
 
 
-def test_strict_load_and_plain_dict_pass():
-    """A caller with both models in hand may compare them; checkpointers load non-strictly."""
+@pytest.mark.parametrize("strict", [True, False])
+def test_strictness_and_mode_do_not_matter(strict):
+    """A plain dict says nothing of its variant, and passes."""
     detr, miti = tiny_model(0, RESIDUAL, "none").eval(), tiny_model(1).eval()
-    with pytest.raises(CheckpointError, match="these are DETR"):
-        miti.load_state_dict(detr.state_dict(), strict=False)
-    miti.load_state_dict(dict(detr.state_dict()), strict=False)
-    miti.load_state_dict(detr.state_dict())
+    inputs = [training_input((32, 32), [], [])]
+    miti.load_state_dict(detr.state_dict(), strict=strict)
     assert_same(miti.state_dict(), detr.state_dict())
+    with pytest.raises(CheckpointError, match="these are DETR"):
+        miti(inputs)
+    miti.load_state_dict(dict(detr.state_dict()), strict=strict)
+    miti(inputs)
 
 
 def test_foreign_weights_are_refused_by_a_miti_model_in_evaluation():
     official = to_official(resnet18(0).state_dict(), num_classes=80)
+    inputs = [training_input((32, 32), [], [])]
     miti = resnet18(1, RESIDUAL, "before_norm").eval()
+    miti.load_state_dict(official, strict=False)
     with pytest.raises(CheckpointError, match="taken as DETR"):
-        miti.load_state_dict(official, strict=False)
+        miti(inputs)
     stated = resnet18(1, RESIDUAL, "before_norm", "MODEL.DETR.WEIGHTS_RESIDUAL", "before_norm")
-    stated.eval().load_state_dict(official, strict=False)
+    stated.load_state_dict(official, strict=False)
+    stated.eval()(inputs)
 
 
 def test_model_with_hooks_copies_and_pickles():

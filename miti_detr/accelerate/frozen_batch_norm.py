@@ -1,8 +1,14 @@
 """Frozen batch norm folded into the convolution before it.
 
-A frozen batch norm is ``y = x * s + b`` with constant ``s`` and ``b`` per channel, so
-``norm(conv(x, w)) = conv(x, w * s) + b``: exact but for rounding, and one pass over memory instead
-of three.
+What it computes: a frozen batch norm is ``y = x * s + b`` with constant ``s`` and ``b`` per
+channel, so ``norm(conv(x, w)) = conv(x, w * s) + b``: one pass over memory instead of three. In
+training the scaled weight is made again in the backward pass instead of being kept. Without
+gradient it is kept between calls, and oneDNN convolves with weights in its own layout.
+
+Where: Detectron2's ``Conv2d`` with ``FrozenBatchNorm2d``, on any device. When compiling, the
+compiler fuses the plain form.
+
+How exact: rounding.
 """
 
 import functools
@@ -15,60 +21,30 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from miti_detr.layers import POINTWISE_DILATION
-from miti_detr.layers.derived import Derived
-from miti_detr.layers.onednn import Geometry, convolve, is_for_onednn, pack_convolution
+from .exchange import exchange, is_recorded
+from .kept import Kept
+from .linear import POINTWISE_DILATION
+from .onednn import Geometry, can_fuse, convolve, pack_convolution
 
 
-def fold_frozen_batch_norm(module: nn.Module) -> int:
-    """Let every convolution with a frozen batch norm below ``module`` compute both at once.
-
-    Parameters, buffers and state-dict keys stay as they are, and gradients still reach the weights.
-    Convolutions with another norm, or none, are left alone.
-
-    Args:
-        module: changed in place; for example any Detectron2 ResNet.
-
-    Returns:
-        How many convolutions were changed.
-    """
-    count = 0
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child) is Conv2d and isinstance(child.norm, FrozenBatchNorm2d):
-                setattr(parent, name, FoldedConv2d.of(child))
-                count += 1
-    return count
+def apply(model: nn.Module) -> int:
+    """Exchange the convolutions with a frozen norm below ``model``; return how many there were."""
+    found = [
+        module
+        for module in model.modules()
+        if type(module) is Conv2d and isinstance(module.norm, FrozenBatchNorm2d)
+    ]
+    for module in found:
+        exchange(module, FoldedConv2d)
+        module._kept = Kept()  # type: ignore[assignment]
+    return len(found)
 
 
 class FoldedConv2d(Conv2d):
     """Detectron2's ``Conv2d`` with a :class:`FrozenBatchNorm2d`, computed as one convolution."""
 
     norm: FrozenBatchNorm2d
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take the arguments of Detectron2's."""
-        super().__init__(*args, **kwargs)
-        self._kept: Derived[tuple[Tensor, Tensor]] = Derived()
-
-    @classmethod
-    def of(cls, conv: Conv2d) -> "FoldedConv2d":
-        """A folded twin that shares the parameters, norm and activation of ``conv``."""
-        folded = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            norm=conv.norm,
-            activation=conv.activation,
-            device="meta",  # no memory and no random numbers for weights that are replaced
-        )
-        folded.weight, folded.bias = conv.weight, conv.bias
-        return folded.train(conv.training)
+    _kept: Kept[tuple[Tensor, Tensor]]
 
     def forward(self, x: Tensor, *, add: Tensor | None = None, relu: bool = False) -> Tensor:
         """Convolve, norm and activation included.
@@ -76,14 +52,16 @@ class FoldedConv2d(Conv2d):
         Args:
             x: (N, C, H, W).
             add: (N, O, H', W'), added to the result; may be overwritten.
-            relu: of the sum.
+            relu: apply ReLU to the sum.
 
         Returns:
             (N, O, H', W').
         """
+        if is_recorded() or self.norm._forward_hooks or self.norm._forward_pre_hooks:
+            return _finish(super().forward(x), add, relu)
         dtype = self._compute_dtype()
         geometry = self._geometry(x)
-        if self._is_packed(x, dtype, add):
+        if self._is_fused(x, dtype, add):
             packed, bias = self._folded(dtype, geometry, x.shape)
             return convolve(x.to(dtype), packed, bias, geometry, add=add, relu=relu)
         if self._is_trained() and not self._is_left_to_torch():
@@ -92,19 +70,17 @@ class FoldedConv2d(Conv2d):
             x = F.conv2d(x, *self._folded(dtype, geometry), **geometry._asdict())
         if self.activation is not None:
             x = self.activation(x)
-        if add is not None:
-            x = x.add_(add)
-        return F.relu_(x) if relu else x
+        return _finish(x, add, relu)
 
-    def _is_packed(self, x: Tensor, dtype: torch.dtype, add: Tensor | None) -> bool:
-        """Whether oneDNN computes it all in one pass, with weights in its layout."""
+    def _is_fused(self, x: Tensor, dtype: torch.dtype, add: Tensor | None) -> bool:
+        """Whether oneDNN computes everything in one pass, with weights in its layout."""
         if self.activation is not None or isinstance(self.padding, str):
             return False
         if not (x.dtype == dtype or self._is_autocast()):
             return False
         if add is not None and not (add.dtype == dtype and _is_channels_last(add)):
             return False
-        return is_for_onednn(x, dtype, self.weight, self.bias, add) and _is_channels_last(x)
+        return can_fuse(x, dtype, self.weight, self.bias, add) and _is_channels_last(x)
 
     def _geometry(self, x: Tensor) -> Geometry:
         pointwise = x.device.type == "cpu" and self.kernel_size == (1, 1)
@@ -115,21 +91,18 @@ class FoldedConv2d(Conv2d):
         return torch.is_grad_enabled() and self.weight.requires_grad
 
     def _is_left_to_torch(self) -> bool:
-        """Whether the backward pass has to be torch's own, with what it keeps."""
-        return (
-            torch.compiler.is_compiling()
-            or self._is_autocast()
-            or isinstance(self.padding, str)  # pixels of it are known to torch's forward pass alone
-        )
+        """Whether torch's own backward pass is needed.
+
+        Autocast casts inside of it, and the pixels of a padding given by name are known to torch's
+        forward pass only.
+        """
+        return self._is_autocast() or isinstance(self.padding, str)
 
     def _folded(
         self, dtype: torch.dtype, geometry: Geometry, shape: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The weight and bias of the one convolution; kept while nothing they come from changes.
-
-        The weight is packed for oneDNN if the ``shape`` of an input is given.
-        """
-        if shape is None and (self._is_trained() or torch.compiler.is_compiling()):
+        """Weight and bias of the one convolution; packed for oneDNN if ``shape`` is given."""
+        if shape is None and self._is_trained():
             return self._fold()
         make = functools.partial(self._make_folded, dtype, geometry, shape)
         sources = (self.weight, self.bias, *self.norm.buffers())
@@ -166,7 +139,7 @@ class FoldedConv2d(Conv2d):
 
 
 class _ScaledConvolution(torch.autograd.Function):
-    """A convolution with scaled weights, which are made again in the backward pass, not kept.
+    """A convolution whose scaled weights are made again in the backward pass.
 
     The scale has no gradient.
     """
@@ -203,7 +176,15 @@ class _ScaledConvolution(torch.autograd.Function):
             groups,
             [for_x, for_weight, for_bias],
         )
-        return for_x, for_weight.mul_(scale), None, for_bias, None
+        if for_weight is not None:
+            for_weight = for_weight.mul_(scale)
+        return for_x, for_weight, None, for_bias, None
+
+
+def _finish(x: Tensor, add: Tensor | None, relu: bool) -> Tensor:
+    if add is not None:
+        x = x.add_(add)
+    return F.relu_(x) if relu else x
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -77,7 +77,7 @@ def warn_if_pixels_differ(weights: str, expected: Pixels | None, used: Pixels) -
         f"{weights} was trained on {_words(expected)}, this model takes {_words(used)}: set "
         f"MODEL.PIXEL_MEAN {_rounded(expected.mean)} MODEL.PIXEL_STD {_rounded(expected.std)}"
         + (f" INPUT.FORMAT {expected.channels}" if expected.channels else ""),
-        name="miti_detr.checkpoint",
+        name="miti_detr.modeling",
         key="message",
     )
 

@@ -120,7 +120,7 @@ class _LayerHooks:
         self._normed: Tensor | None = None
         post_norm = not getattr(layer, "norm_first", True)
         last_norm = KNOWN_LAYERS[_known_name(layer) or ""]
-        close = self._close_post_norm if post_norm else self._close_pre_norm
+        close = self._finish_post_norm if post_norm else self._finish_pre_norm
         self._handles = [
             layer.register_forward_pre_hook(self._keep_input, with_kwargs=True),
             layer.register_forward_hook(close, always_call=True),
@@ -145,21 +145,21 @@ class _LayerHooks:
     def _join_before_last_norm(self, norm: nn.Module, args: tuple[Tensor]) -> Tensor:
         assert self._x is not None
         # The norm itself follows, by the layer.
-        return self.residual.close_post_norm(self._x, args[0], nn.Identity())
+        return self.residual.finish_post_norm(self._x, args[0], nn.Identity())
 
-    def _close_post_norm(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def _finish_post_norm(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         x, self._x = self._x, None
         if x is None or output is None or self.residual.placement == "before_norm":
             return output  # the layer failed, or the input has joined already
         # The layer has applied its last norm.
-        return self.residual.close_post_norm(x, output, nn.Identity())
+        return self.residual.finish_post_norm(x, output, nn.Identity())
 
-    def _close_pre_norm(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def _finish_pre_norm(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         x, normed = self._x, self._normed
         self._x = self._normed = None
         if x is None or output is None:
             return output
-        return self.residual.close_pre_norm(x, x if normed is None else normed, output)
+        return self.residual.finish_pre_norm(x, x if normed is None else normed, output)
 
 
 def layer_input(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
-from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.modeling.backbone.resnet import BottleneckBlock, CNNBlockBase
 
-from miti_detr.modeling.folding import fold_frozen_batch_norm
-from miti_detr.modeling.recompute import recompute_activations
-from miti_detr.modeling.residual_blocks import Stage, fuse_residual_blocks
+from miti_detr.accelerate import checkpoint_activations
+from miti_detr.accelerate.frozen_batch_norm import apply as fold_frozen_batch_norm
+from miti_detr.accelerate.residual_blocks import FusedStage as Stage
+from miti_detr.accelerate.residual_blocks import apply as fuse_residual_blocks
 from tests.fill import filled
 from tests.helpers import tiny_config
 
@@ -78,7 +79,7 @@ def test_features_and_gradients_in_training(recompute):
     plain = resnet(50).double().train()
     ours = fused(plain)
     if recompute:
-        assert recompute_activations(ours) == 17  # the stem, too
+        assert checkpoint_activations(ours, (CNNBlockBase,)) == (17, 0)  # the stem, too
     results = []
     for model in (plain, ours):
         features = model(images().double())

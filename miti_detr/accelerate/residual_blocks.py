@@ -1,36 +1,42 @@
-"""Blocks of Detectron2's ResNets whose convolutions do ReLU and addition in the same pass."""
+"""Residual blocks whose convolutions apply ReLU and the addition themselves.
+
+What it computes: the blocks and the stem of Detectron2's ResNets. Without gradient, oneDNN applies
+ReLU and the addition of the shortcut in the pass of the convolution; with gradient both happen in
+place.
+
+Where: ``BasicStem``, ``BasicBlock`` and ``BottleneckBlock`` whose convolutions all have a frozen
+batch norm; one pass on CPUs, in inference and in frozen stages.
+
+How exact: the order of operations is the same.
+"""
 
 import torch.nn.functional as F
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import Tensor, nn
 
-from .folding import FoldedConv2d
+from .exchange import exchange
+from .frozen_batch_norm import FoldedConv2d
 
 
-def fuse_residual_blocks(module: nn.Module) -> int:
-    """Let blocks with folded convolutions below ``module`` leave ReLU and addition to these.
-
-    Parameters, buffers, hooks and state-dict keys stay as they are. Other blocks are left alone.
-
-    Args:
-        module: changed in place; any Detectron2 ResNet, after
-            :func:`~miti_detr.modeling.folding.fold_frozen_batch_norm`.
+def apply(model: nn.Module) -> int:
+    """Exchange blocks and stems below ``model``, after their convolutions.
 
     Returns:
-        How many blocks were changed, the stem included.
+        How many there were.
     """
-    parts = list(module.modules())
+    parts = list(model.modules())
     blocks = [p for p in parts if type(p) in _FUSED and _is_folded(p)]
     for block in blocks:
-        block.__class__ = _FUSED[type(block)]
+        exchange(block, _FUSED[type(block)])
+    fused = tuple(_FUSED.values())
     for part in parts:
-        if type(part) is nn.Sequential and part and all(type(p) in _FUSED.values() for p in part):
-            part.__class__ = Stage
+        if type(part) is nn.Sequential and part and all(type(p) in fused for p in part):
+            exchange(part, FusedStage)
     return len(blocks)
 
 
-class Stem(BasicStem):
-    """Detectron2's, with ReLU in the convolution."""
+class FusedStem(BasicStem):
+    """Detectron2's stem with the ReLU in its convolution."""
 
     conv1: FoldedConv2d
 
@@ -39,11 +45,11 @@ class Stem(BasicStem):
         return F.max_pool2d(self.conv1(x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
-class Stage(nn.Sequential):
-    """Residual blocks; each may overwrite what the one before gave, if no hook has seen it."""
+class FusedStage(nn.Sequential):
+    """Residual blocks; each may overwrite its input, if no hook has seen that."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run them."""
+        """Run the blocks."""
         previous: nn.Module | None = None
         for block in self:
             unseen = previous is not None and not previous._forward_hooks
@@ -52,8 +58,8 @@ class Stage(nn.Sequential):
         return x
 
 
-class _ResidualBlock(nn.Module):
-    """What basic and bottleneck blocks have in common."""
+class _FusedBlock(nn.Module):
+    """The forward pass that basic and bottleneck blocks share."""
 
     shortcut: FoldedConv2d | None
 
@@ -78,18 +84,18 @@ class _ResidualBlock(nn.Module):
         return F.relu_(last(y).add_(x))
 
 
-class ResidualBasicBlock(_ResidualBlock, BasicBlock):
+class FusedBasicBlock(_FusedBlock, BasicBlock):
     """Detectron2's ``BasicBlock`` of folded convolutions."""
 
 
-class ResidualBottleneckBlock(_ResidualBlock, BottleneckBlock):
+class FusedBottleneckBlock(_FusedBlock, BottleneckBlock):
     """Detectron2's ``BottleneckBlock`` of folded convolutions."""
 
 
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {
-    BasicStem: Stem,
-    BasicBlock: ResidualBasicBlock,
-    BottleneckBlock: ResidualBottleneckBlock,
+    BasicStem: FusedStem,
+    BasicBlock: FusedBasicBlock,
+    BottleneckBlock: FusedBottleneckBlock,
 }
 
 

@@ -1,0 +1,105 @@
+"""Attention with dropout of its weights, for CPUs.
+
+What it computes: ``scaled_dot_product_attention`` with dropout. torch has no fused kernel for that
+on a CPU: it keeps the attention weights before and after dropout for the backward pass. Here the
+weights are computed again in the backward pass; what is kept is one byte for each weight. Dropout
+draws its random numbers as in :mod:`miti_detr.accelerate.dropout`.
+
+Where: on CPUs, in training with dropout, in eager mode. Without dropout torch's fused kernel is
+used. The projections are those of :mod:`miti_detr.accelerate.linear`.
+
+How exact: rounding; the random numbers differ from torch's.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
+
+from miti_detr.layers import MultiHeadAttention, attention_weights
+
+from .dropout import can_draw, draw
+from .exchange import exchange
+from .kept import Kept
+from .linear import PackedWeight, linear
+
+_PARTS = ((0, 1), (0, 2), (1, 2), (2, 3))  # of the packed projection that are used together
+
+
+class FastAttention(MultiHeadAttention):
+    """The attention of this package with faster projections and dropout."""
+
+    _kept: dict[tuple[int, int], Kept[PackedWeight]]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        learnt_mask = mask is not None and mask.requires_grad
+        if not self.training or not can_draw(q, self.dropout) or learnt_mask:
+            return super()._attend(q, k, v, mask)
+        keep, scale = draw((*q.shape[:-1], k.shape[-2]), self.dropout)
+        attended: Tensor = _DropoutAttention.apply(q, k, v, mask, keep, scale)
+        return attended
+
+    def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
+        d_model = self.out_proj.in_features
+        rows = slice(start * d_model, stop * d_model)
+        kept = self._kept[start, stop]
+        return linear(x, self.in_proj_weight, self.in_proj_bias, rows=rows, kept=kept)
+
+
+def apply(model: nn.Module) -> int:
+    """Exchange the attention modules below ``model``; return how many there were."""
+    found = [module for module in model.modules() if type(module) is MultiHeadAttention]
+    for module in found:
+        exchange(module, FastAttention)
+        module._kept = {part: Kept() for part in _PARTS}  # type: ignore[assignment]
+    return len(found)
+
+
+class _DropoutAttention(torch.autograd.Function):
+    """Scales values and gradients, which are smaller than the weights."""
+
+    @staticmethod
+    @custom_fwd(device_type="cpu")
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        keep: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            ctx: of autograd.
+            query: (N, heads, Lq, D).
+            key: (N, heads, Lk, D).
+            value: (N, heads, Lk, D).
+            mask: as in :func:`~miti_detr.layers.attention_weights`, without gradient.
+            keep: (N, heads, Lq, Lk) uint8.
+            scale: factor for dropped weights.
+        """
+        ctx.save_for_backward(query, key, value, mask, keep)
+        ctx.scale = scale
+        weights = attention_weights(query, key, mask).to(value.dtype)
+        return weights.mul_(keep) @ (value * scale)
+
+    @staticmethod
+    @once_differentiable
+    @custom_bwd(device_type="cpu")
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of query, key and value."""
+        query, key, value, mask, keep = ctx.saved_tensors
+        gradient = gradient * ctx.scale
+        weights = attention_weights(query, key, mask)
+        for_weights = (gradient @ value.transpose(-2, -1)).mul_(keep).to(weights.dtype)
+        for_logits = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype)
+        for_value = weights.to(value.dtype).mul_(keep).transpose(-2, -1) @ gradient
+        for_logits = for_logits.to(query.dtype).div_(math.sqrt(query.shape[-1]))
+        for_query = for_logits @ key
+        for_key = for_logits.transpose(-2, -1) @ query
+        return for_query, for_key, for_value, None, None, None

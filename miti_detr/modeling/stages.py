@@ -1,0 +1,60 @@
+"""What the stages of the model pass on.
+
+N images, h x w feature grid, Q object queries, L decoder layers, C width.
+"""
+
+import dataclasses
+
+from torch import Tensor
+
+from .backbones.masked_backbone import Feature
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectQueries:
+    """Input of the decoder.
+
+    Attributes:
+        embed: (Q, C), or (N, Q, C) where each image has its own.
+        mask: for attention among queries, broadcastable to (N, heads, Q, Q), True = may attend;
+            None: all attend to all.
+    """
+
+    embed: Tensor
+    mask: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A batch of images as the transformer takes it.
+
+    Attributes:
+        features: outputs of the backbone by name.
+        source: projected feature (N, C, h, w).
+        mask: (N, h, w) bool, True = padding; None if nothing is padded.
+        position: position encoding (N, C, h, w).
+    """
+
+    features: dict[str, Feature]
+    source: Tensor
+    mask: Tensor | None
+    position: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """Output of the transformer.
+
+    Attributes:
+        states: decoder states (L, N, Q, C), each after the final norm.
+        memory: encoder output (N, C, h, w).
+        queries: what was decoded.
+    """
+
+    states: Tensor
+    memory: Tensor
+    queries: ObjectQueries
+
+    def last(self) -> "Decoded":
+        """The last decoder layer only, L = 1."""
+        return dataclasses.replace(self, states=self.states[-1:])
