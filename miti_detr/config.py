@@ -11,10 +11,24 @@ from detectron2.config import CfgNode as CN
 def add_miti_detr_config(cfg: CN) -> None:
     """Add the keys of Miti-DETR, with their defaults, to a Detectron2 config.
 
+    Keys that ``cfg`` has already stay as they are: other plug-ins use ``MODEL.SWIN`` too. Call
+    theirs first, since some replace the whole section.
+
     Args:
         cfg: the config of :func:`detectron2.config.get_cfg`; changed in place.
+
+    Raises:
+        ValueError: another plug-in has a value where this one has a section, or the reverse.
     """
-    cfg.MODEL.DETR = CN()
+    _add_missing(cfg, _defaults())
+
+
+def _defaults() -> CN:
+    """Return the keys of this project only."""
+    cfg = CN()
+    for name in ("MODEL", "SOLVER", "TEST", "DATASETS", "INPUT"):
+        cfg[name] = CN()
+    cfg.MODEL.DETR, cfg.SOLVER.AMP, cfg.INPUT.CROP = CN(), CN(), CN()
     _add_transformer_keys(cfg)
     _add_prediction_keys(cfg)
     _add_pretraining_keys(cfg)
@@ -23,6 +37,22 @@ def add_miti_detr_config(cfg: CN) -> None:
     _add_speed_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
+    return cfg
+
+
+def _add_missing(cfg: CN, defaults: CN, prefix: str = "") -> None:
+    for name, value in defaults.items():
+        key = prefix + name
+        if name not in cfg:
+            cfg[name] = value
+        elif isinstance(value, CN) != isinstance(cfg[name], CN):
+            raise ValueError(
+                f"{key} is {cfg[name]!r}, which another plug-in has set. Miti-DETR uses this name "
+                f"for a {'section' if isinstance(value, CN) else 'value'}, so the two plug-ins "
+                "cannot share a config."
+            )
+        elif isinstance(value, CN):
+            _add_missing(cfg[name], value, f"{key}.")
 
 
 def _add_transformer_keys(cfg: CN) -> None:

@@ -1,8 +1,7 @@
 """Inference on images in memory: the config of a checkpoint, and a predictor that takes a batch."""
 
-import tempfile
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,15 @@ from torch import nn
 from miti_detr.checkpoint import MitiDetrCheckpointer, read_checkpoint
 from miti_detr.checkpoint.files import TRUST_KEY
 from miti_detr.checkpoint.variant import RECORD_KEY
+from miti_detr.yaml_files import parse_config
 
 from .setup import setup_config
+
+# A recorded config is data: it starts no download and opens no other file.
+_FOR_RECORDED = (
+    *("MODEL.TIMM.PRETRAINED", "False", TRUST_KEY, "False", "MODEL.DETR.FROZEN_WEIGHTS", "''"),
+)
+_TIMM_NAME = re.compile(r"[\w.\-]+")  # names such as "hf-hub:..." are addresses
 
 
 def load_config(
@@ -39,28 +45,35 @@ def load_config(
         ValueError: there is neither a config file nor a recorded config, or a key or its value is
             not possible.
     """
-    # These belong to the training: a GPU's precision would be refused on a CPU, and images of every
-    # size would be compiled for. Overrides may still ask for them.
+    # A GPU's precision would be refused on a CPU, and compiling for images of every size takes
+    # long: both belong to training. Overrides may still ask for them.
     training = ("SOLVER.AMP.ENABLED", "False", "MODEL.COMPILE", "False")
-    options = ["MODEL.WEIGHTS", weights, *training, *overrides]
     if config_file is not None:
-        cfg = setup_config(config_file, options)
+        cfg = setup_config(config_file, ["MODEL.WEIGHTS", weights, *training, *overrides])
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            recorded = Path(folder) / "config.yaml"
-            trusted = dict(zip(options[::2], options[1::2], strict=False)).get(TRUST_KEY) == "True"
-            recorded.write_text(_recorded_config(weights, trusted), encoding="utf-8")
-            cfg = setup_config(str(recorded), options)
+        options = ["MODEL.WEIGHTS", weights, *training, *_FOR_RECORDED, *overrides]
+        trusted = dict(zip(options[::2], options[1::2], strict=False)).get(TRUST_KEY) == "True"
+        name = f"the config recorded in {weights}"
+        cfg = setup_config(_recorded_config(weights, trusted, name), options, source=name)
     cfg.freeze()
     return cfg
 
 
-def _recorded_config(weights: str, trusted: bool) -> str:
+def _recorded_config(weights: str, trusted: bool, name: str) -> dict[str, Any]:
     checkpoint = read_checkpoint(PathManager.get_local_path(weights), trust=trusted)
     record = checkpoint.get(RECORD_KEY)
     if not isinstance(record, dict) or not record.get("config"):
-        raise ValueError(f"{weights} records no config; name its YAML file with --config-file")
-    return record["config"]
+        raise ValueError(f"{weights} records no config. Name its YAML file with --config-file.")
+    content = parse_config(record["config"], name)
+    timm: Any = content
+    for key in ("MODEL", "TIMM", "NAME"):
+        timm = timm.get(key) if isinstance(timm, dict) else None
+    if isinstance(timm, str) and not _TIMM_NAME.fullmatch(timm):
+        raise ValueError(
+            f"{name}: MODEL.TIMM.NAME is {timm!r}, which is not the name of a model inside timm. "
+            "Name the YAML file with --config-file if you trust it."
+        )
+    return content
 
 
 class Predictor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from miti_detr.layers import MLP, build_position_encoding
 
 from .backbones.masked_backbone import Feature, MaskedBackbone
+from .checks import check_model_keys
 from .criterion import SetCriterion
 from .execution import PLAIN, Execution
 from .heads import SetPrediction, predict_set
@@ -107,11 +108,11 @@ class MitiDetr(nn.Module):
         Raises:
             ValueError: for values that are not supported.
         """
+        check_model_keys(cfg)
         detr = cfg.MODEL.DETR
         if cfg.MODEL.MASK_ON or detr.FROZEN_WEIGHTS:
             raise ValueError(
-                "MODEL.MASK_ON and MODEL.DETR.FROZEN_WEIGHTS belong to mask prediction, which "
-                "MitiDetr does not have: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
+                "MitiDetr has no masks: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
             )
         backbone = MaskedBackbone(
             build_backbone(cfg),

@@ -44,8 +44,40 @@ def test_a_config_file_goes_before_the_recorded_one(weights: Path, tmp_path: Pat
 def test_without_any_config_it_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "bare.pth"
     torch.save({"model": {"a": torch.zeros(1)}}, path)
-    with pytest.raises(ValueError, match=r"bare\.pth records no config; .*--config-file"):
+    with pytest.raises(ValueError, match=r"bare\.pth records no config\. .*--config-file"):
         load_config(weights=str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("SEED: !!python/object/apply:os.getcwd []", "line 1: the tag !!python/object/apply:os"),
+        ("_BASE_: http://127.0.0.1:9/a.yaml", "names _BASE_"),
+        ("_BASE_: /etc/passwd", "names _BASE_"),
+        ("MODEL: {TIMM: {NAME: 'hf-hub:someone/model'}}", "MODEL.TIMM.NAME is 'hf-hub:"),
+        ("MODEL: {TIMM: {NAME: '/tmp/model'}}", "MODEL.TIMM.NAME is '/tmp/model'"),
+        ("just text", "is a str"),
+        ("[1, 2]", "is a list"),
+        ("MODEL: {DETR: 5}", "MODEL.DETR is a section"),
+    ],
+)
+def test_a_recorded_config_is_data(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"model": {"a": torch.zeros(1)}, "miti_detr": {"config": line}}, path)
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(weights=str(path))
+    assert str(error.value).startswith(f"the config recorded in {path}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_recorded_config_downloads_and_trusts_nothing(tmp_path: Path) -> None:
+    recorded = "MODEL: {TRUST_WEIGHTS: True, TIMM: {PRETRAINED: True}, WEIGHTS: 'http://a/b.pth'}"
+    path = tmp_path / "w.pth"
+    torch.save({"model": {"a": torch.zeros(1)}, "miti_detr": {"config": recorded}}, path)
+    cfg = load_config(weights=str(path))
+    assert not cfg.MODEL.TRUST_WEIGHTS
+    assert not cfg.MODEL.TIMM.PRETRAINED
+    assert str(path) == cfg.MODEL.WEIGHTS
 
 
 def test_weights_of_another_variant_are_refused(weights: Path) -> None:

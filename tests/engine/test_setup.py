@@ -17,20 +17,20 @@ CPU = ["MODEL.DEVICE", "cpu"]
     [
         (["SOLVER.OPTIMISER", "SGD"], "key SOLVER.OPTIMISER; did you mean SOLVER.OPTIMIZER"),
         (["SOLVER.MAX_ITER"], "'SOLVER.MAX_ITER' has no value"),
-        (["SOLVER.OPTIMIZER", "LAMB"], "SOLVER.OPTIMIZER is 'LAMB'; possible: ADAMW, SGD"),
-        (["SOLVER.AMP.PRECISION", "int8"], "SOLVER.AMP.PRECISION is 'int8'; possible: float16"),
-        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], "possible: value, norm, full_model"),
-        (["SOLVER.CHECKPOINT_PERIOD", "0"], "SOLVER.CHECKPOINT_PERIOD is 0; it must be at least 1"),
+        (["SOLVER.OPTIMIZER", "LAMB"], "SOLVER.OPTIMIZER is 'LAMB'; it must be one of 'ADAMW'"),
+        (["SOLVER.AMP.PRECISION", "int8"], "PRECISION is 'int8'; it must be one of 'float16'"),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"], "CLIP_TYPE is 'all'; it must be one of"),
+        (["SOLVER.CHECKPOINT_PERIOD", "0"], "CHECKPOINT_PERIOD is 0; it must be an integer from 1"),
         (["SOLVER.BASE_LR", "nan"], "SOLVER.BASE_LR"),
         (["SOLVER.EPOCH_STEPS", "(2,)"], "needs SOLVER.EPOCHS > 0"),
         (["SOLVER.EPOCHS", "3", "SOLVER.EPOCH_STEPS", "(2, 3)"], "between 0 and SOLVER.EPOCHS"),
         (["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "float16"], "set it to bfloat16"),
         (["MODEL.DETR.NHEADS", "3"], "HIDDEN_DIM 256 is not divisible by MODEL.DETR.NHEADS 3"),
         (["MODEL.DETR.NUM_OBJECT_QUERIES", "0"], "MODEL.DETR.NUM_OBJECT_QUERIES is 0"),
-        (["MODEL.DETR.LAYER_RESIDUAL", "after"], "'after'; possible: none, before_norm"),
-        (["MODEL.DETR.LAYER_RESIDUAL_IN", "all"], "'all'; possible: both, encoder, decoder"),
-        (["MODEL.DETR.PADDING_MASK", "floor"], "'floor'; possible: ceil, nearest"),
-        (["MODEL.DETR.POSITION_EMBEDDING", "v3"], "'v3'; possible: sine, learned"),
+        (["MODEL.DETR.LAYER_RESIDUAL", "after"], "'after'; it must be one of 'none'"),
+        (["MODEL.DETR.LAYER_RESIDUAL_IN", "all"], "'all'; it must be one of 'both', 'encoder'"),
+        (["MODEL.DETR.PADDING_MASK", "floor"], "'floor'; it must be one of 'ceil', 'nearest'"),
+        (["MODEL.DETR.POSITION_EMBEDDING", "v3"], "'v3'; it must be one of 'sine', 'learned'"),
         (["MODEL.DEVICE", "gpu0"], "MODEL.DEVICE 'gpu0'"),
         (["TEST.PRECISE_BN.ENABLED", "True"], "TEST.PRECISE_BN.ENABLED"),
         (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER"),
@@ -51,10 +51,91 @@ def test_faulty_files_are_named(tmp_path: Path) -> None:
     ):
         setup_config(str(path), CPU)
     path.write_text("SOLVER: [1, {\n")
-    with pytest.raises(ValueError, match=r"config.yaml: "):
+    with pytest.raises(ValueError, match=r"config.yaml, line 2: "):
         setup_config(str(path), CPU)
     path.write_text("SOLVER:\n  MAX_ITER: soon\n")
     with pytest.raises(ValueError, match=r"config.yaml: .*SOLVER.MAX_ITER"):
+        setup_config(str(path), CPU)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[(f"MODEL.DETR.{name}_WEIGHT", "-0.5") for name in ("CLASS", "L1", "GIOU", "NO_OBJECT")],
+        ("MODEL.DETR.DIM_FEEDFORWARD", "0"),
+        ("MODEL.DETR.DIM_FEEDFORWARD", "-1"),
+        ("MODEL.DETR.HIDDEN_DIM", "0"),
+        ("MODEL.DETR.HIDDEN_DIM", "10000000000"),
+        ("MODEL.DETR.HIDDEN_DIM", "8.5"),
+        ("MODEL.DETR.HIDDEN_DIM", "None"),
+        ("MODEL.DETR.ENC_LAYERS", "-1"),
+        ("MODEL.DETR.DROPOUT", "nan"),
+        ("MODEL.DETR.DROPOUT", "1"),
+        ("MODEL.DETR.DROPOUT", "9" * 400),
+        ("MODEL.DETR.DROPOUT", "True"),
+        ("MODEL.DETR.SIZE_DIVISIBILITY", "-1"),
+        ("MODEL.DETR.IN_FEATURES", "[3]"),
+        ("MODEL.DETR", "{}"),
+        ("MODEL.PIXEL_STD", "[1, 1, 0]"),
+        ("MODEL.PIXEL_STD", "[1, 1]"),
+        ("MODEL.RESNETS.DEPTH", "51"),
+        ("MODEL.RESNETS.DEPTH", "18"),
+        ("SOLVER.BASE_LR", "1e400"),
+        ("SOLVER.GAMMA", "-1"),
+        ("SOLVER.WARMUP_FACTOR", "-1"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0"),
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "0"),
+        ("SOLVER.STEPS", "(5, 3)"),
+        ("SOLVER.STEPS", "(0,)"),
+        ("SOLVER.STEPS", "('a',)"),
+        ("SEED", str(2**32)),
+        ("DATASETS.TRAIN_SHARE", "0"),
+        ("DATALOADER.NUM_WORKERS", "-1"),
+        ("INPUT.CROP.SIZE", "[2.0, 2.0]"),
+        ("INPUT.MIN_SIZE_TRAIN", "()"),
+        ("INPUT.RANDOM_FLIP", "both"),
+    ],
+)
+def test_values_out_of_range_are_refused_in_one_line(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=key) as error:
+        setup_config(opts=[*CPU, key, value])
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("swin", "SWIN.EMBED_DIM", "0"),
+        ("swin", "SWIN.DEPTHS", "('a',)"),
+        ("swin", "SWIN.WINDOW_SIZE", "0"),
+        ("vit", "VIT.IMG_SIZE", "-16"),
+        ("vit", "VIT.EMBED_DIM", "0"),
+        ("vit", "VIT.DEPTH", "0"),
+        ("timm", "TIMM.NAME", ""),
+    ],
+)
+def test_keys_of_the_chosen_backbone_are_checked(name: str, key: str, value: str) -> None:
+    chosen = ["MODEL.BACKBONE.NAME", f"build_{name}_backbone"]
+    with pytest.raises(ValueError, match=rf"MODEL\.{key}"):
+        setup_config(opts=[*CPU, *chosen, f"MODEL.{key}", value])
+    setup_config(opts=[*CPU, f"MODEL.{key}", value])  # another backbone does not read it
+
+
+def test_values_take_the_type_of_their_key(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL: {DETR: {DROPOUT: 0}}\nSOLVER: {STEPS: [1, 2], BASE_LR: 1e-3}\n")
+    cfg = setup_config(str(path), [*CPU, "SOLVER.GAMMA", "1", "OUTPUT_DIR", "2026"])
+    assert (cfg.MODEL.DETR.DROPOUT, type(cfg.MODEL.DETR.DROPOUT)) == (0, float)
+    assert (cfg.SOLVER.GAMMA, type(cfg.SOLVER.GAMMA)) == (1, float)
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.BASE_LR) == ((1, 2), 0.001)
+    assert cfg.OUTPUT_DIR == "2026"
+
+
+def test_a_config_of_version_1_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("VERSION: 1\n")
+    with pytest.raises(ValueError, match=r"config.yaml: VERSION is 1"):
         setup_config(str(path), CPU)
 
 

@@ -218,7 +218,7 @@ def test_multiplier_zero_freezes_the_backbone():
     [
         (("MODEL.MASK_ON", True), "set MODEL.MASK_ON False"),
         (("MODEL.DETR.LAYER_RESIDUAL", "both"), "MODEL.DETR.LAYER_RESIDUAL"),
-        (("MODEL.DETR.POSITION_EMBEDDING", "v3"), "use 'sine' or 'learned'"),
+        (("MODEL.DETR.POSITION_EMBEDDING", "v3"), "one of 'sine', 'learned'"),
     ],
 )
 def test_bad_config_values_are_named(overrides, message):

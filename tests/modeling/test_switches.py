@@ -160,7 +160,7 @@ def test_without_the_key_the_callers_autocast_counts():
     [
         (
             ("SOLVER.AMP.PRECISION", "int8"),
-            "SOLVER.AMP.PRECISION is 'int8'; use float16 or bfloat16",
+            "SOLVER.AMP.PRECISION is 'int8'; it must be one of 'float16', 'bfloat16'",
         ),
         (
             ("TEST.AMP.ENABLED", True, "SOLVER.AMP.PRECISION", "float16"),

@@ -1,0 +1,116 @@
+"""Rules of the config keys that the model reads."""
+
+from detectron2.config import CfgNode
+
+from miti_detr.checks import Choice, Each, Real, Rule, Text, Whole, check_keys
+from miti_detr.layers import PADDING_MASK_RULES
+
+from .transformer import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS
+
+_WEIGHT = Real(0, 1e6)  # of a loss
+
+_RULES: dict[str, Rule] = {
+    "MODEL.DETR.LAYER_RESIDUAL": Choice(LAYER_RESIDUALS),
+    "MODEL.DETR.LAYER_RESIDUAL_IN": Choice(LAYER_RESIDUAL_STACKS),
+    "MODEL.DETR.WEIGHTS_RESIDUAL": Choice(("", *LAYER_RESIDUALS)),
+    "MODEL.DETR.RESIDUAL_RAMP_ITERS": Whole(0),
+    "MODEL.DETR.HIDDEN_DIM": Whole(2, 8192),
+    "MODEL.DETR.NHEADS": Whole(1, 1024),
+    "MODEL.DETR.ENC_LAYERS": Whole(0, 256),
+    "MODEL.DETR.DEC_LAYERS": Whole(1, 256),
+    "MODEL.DETR.DIM_FEEDFORWARD": Whole(1, 65536),
+    "MODEL.DETR.DROPOUT": Real(0, 1, below=True),
+    "MODEL.DETR.NUM_CLASSES": Whole(1, 100_000),
+    "MODEL.DETR.NUM_OBJECT_QUERIES": Whole(1, 100_000),
+    "MODEL.DETR.IN_FEATURES": Each(Text(), longest=16),
+    "MODEL.DETR.POSITION_EMBEDDING": Choice(("sine", "learned")),
+    "MODEL.DETR.PADDING_MASK": Choice(PADDING_MASK_RULES),
+    "MODEL.DETR.SIZE_DIVISIBILITY": Whole(0, 4096),
+    "MODEL.DETR.CLASS_WEIGHT": _WEIGHT,
+    "MODEL.DETR.L1_WEIGHT": _WEIGHT,
+    "MODEL.DETR.GIOU_WEIGHT": _WEIGHT,
+    "MODEL.DETR.NO_OBJECT_WEIGHT": _WEIGHT,
+    "MODEL.UP_DETR.FEATURE_WEIGHT": _WEIGHT,
+    "INPUT.PATCHES.NUMBER": Whole(0, 10_000),
+    "INPUT.PATCHES.SIZE": Whole(1, 4096),
+    "MODEL.PIXEL_MEAN": Each(Real(-1e6, 1e6), shortest=1, longest=64),
+    "MODEL.PIXEL_STD": Each(Real(0, 1e6, above=True), shortest=1, longest=64),
+    "MODEL.BACKBONE.FREEZE_AT": Whole(-1, 1000),
+    "SOLVER.BACKBONE_MULTIPLIER": Real(0, 1e6),
+    "SOLVER.AMP.PRECISION": Choice(("float16", "bfloat16")),
+}
+
+_CHANNELS = Whole(1, 65536)
+_RESNET: dict[str, Rule] = {
+    "MODEL.RESNETS.DEPTH": Choice((18, 34, 50, 101, 152)),
+    "MODEL.RESNETS.NUM_GROUPS": Whole(1, 1024),
+    "MODEL.RESNETS.WIDTH_PER_GROUP": Whole(1, 8192),
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": _CHANNELS,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": Whole(1, 8192),
+    "MODEL.RESNETS.RES5_DILATION": Choice((1, 2)),
+}
+_OF_BACKBONE: dict[str, dict[str, Rule]] = {
+    "build_resnet_backbone": _RESNET,
+    "build_detr_resnet_backbone": _RESNET,
+    "build_resnet_fpn_backbone": {**_RESNET, "MODEL.FPN.OUT_CHANNELS": _CHANNELS},
+    "build_swin_backbone": {
+        "MODEL.SWIN.EMBED_DIM": Whole(1, 4096),
+        "MODEL.SWIN.DEPTHS": Each(Whole(1, 256), shortest=1, longest=8),
+        "MODEL.SWIN.WINDOW_SIZE": Whole(1, 256),
+    },
+    "build_vit_backbone": {
+        "MODEL.VIT.IMG_SIZE": Whole(16, 8192),
+        "MODEL.VIT.EMBED_DIM": Whole(1, 16384),
+        "MODEL.VIT.DEPTH": Whole(1, 256),
+    },
+    "build_timm_backbone": {"MODEL.TIMM.NAME": Text()},
+}
+
+
+def check_model_keys(cfg: CfgNode) -> None:
+    """Check the keys that the model reads, those of the chosen backbone included.
+
+    Args:
+        cfg: with the keys of this package.
+
+    Raises:
+        ValueError: names key, value and remedy.
+    """
+    check_keys(cfg, _RULES)
+    check_keys(cfg, _OF_BACKBONE.get(cfg.MODEL.BACKBONE.NAME, {}))
+    detr = cfg.MODEL.DETR
+    if detr.HIDDEN_DIM % detr.NHEADS:
+        raise ValueError(
+            f"MODEL.DETR.HIDDEN_DIM {detr.HIDDEN_DIM} is not divisible by MODEL.DETR.NHEADS "
+            f"{detr.NHEADS}. Change one of them."
+        )
+    even = 4 if detr.POSITION_EMBEDDING == "sine" else 2  # two axes; sine and cosine of each
+    if detr.HIDDEN_DIM % even:
+        raise ValueError(
+            f"MODEL.DETR.HIDDEN_DIM is {detr.HIDDEN_DIM}; with MODEL.DETR.POSITION_EMBEDDING "
+            f"{detr.POSITION_EMBEDDING} it must be a multiple of {even}"
+        )
+    _check_shallow_resnet(cfg)
+    if not (detr.CLASS_WEIGHT or detr.L1_WEIGHT or detr.GIOU_WEIGHT):
+        raise ValueError(
+            "MODEL.DETR.CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT are all 0. Give one a weight."
+        )
+    if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values and MODEL.PIXEL_STD "
+            f"{len(cfg.MODEL.PIXEL_STD)}. Give one of each per channel."
+        )
+
+
+def _check_shallow_resnet(cfg: CfgNode) -> None:
+    """ResNet-18 and 34 of Detectron2 have basic blocks, which exist in one form only."""
+    resnet = cfg.MODEL.RESNETS
+    of_detectron2 = ("build_resnet_backbone", "build_resnet_fpn_backbone")
+    if cfg.MODEL.BACKBONE.NAME not in of_detectron2 or resnet.DEPTH not in (18, 34):
+        return
+    for key, only in (("RES2_OUT_CHANNELS", 64), ("RES5_DILATION", 1), ("NUM_GROUPS", 1)):
+        if resnet[key] != only:
+            raise ValueError(
+                f"MODEL.RESNETS.{key} is {resnet[key]}; with MODEL.RESNETS.DEPTH {resnet.DEPTH} it "
+                f"must be {only}"
+            )
