@@ -17,6 +17,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """PyYAML's safe loader, which in addition refuses keys that are repeated or not text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        """Build a dict, after a look at its keys."""
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
@@ -108,7 +109,7 @@ def _read_config(path: str, children: tuple[str, ...]) -> dict[str, Any]:
     own = os.path.realpath(path)
     if own in children:
         raise ValueError(f"{path}: {BASE_KEY} leads back to the file itself. Remove the cycle.")
-    content = _mapping(parse_yaml(_read_text(path), path), path)
+    content = _mapping(parse_yaml(_read_text(path, "config file"), path), path)
     bases = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -138,12 +139,12 @@ def _mapping(content: Any, name: str) -> dict[str, Any]:
     return content
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str, kind: str = "file") -> str:
     local = path
     if "://" in path:
         local = PathManager.get_local_path(path)
     if not os.path.exists(local):
-        raise FileNotFoundError(f"the file {path} does not exist")
+        raise FileNotFoundError(f"the {kind} {path} does not exist")
     if not os.path.isfile(local):
         raise ValueError(f"{path} is not a file. Name a YAML file.")
     if os.path.getsize(local) > _LARGEST_FILE:

@@ -1,6 +1,7 @@
 """Rules of the config keys that the model reads."""
 
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from miti_detr.checks import Choice, Each, Real, Rule, Text, Whole, check_keys
 from miti_detr.layers import PADDING_MASK_RULES
@@ -76,6 +77,12 @@ def check_model_keys(cfg: CfgNode) -> None:
     Raises:
         ValueError: names key, value and remedy.
     """
+    for key, registry in (
+        ("META_ARCHITECTURE", META_ARCH_REGISTRY),
+        ("BACKBONE.NAME", BACKBONE_REGISTRY),
+    ):
+        known = Choice(sorted(name for name, _ in registry))
+        check_keys(cfg, {f"MODEL.{key}": known})
     check_keys(cfg, _RULES)
     check_keys(cfg, _OF_BACKBONE.get(cfg.MODEL.BACKBONE.NAME, {}))
     detr = cfg.MODEL.DETR

@@ -145,7 +145,7 @@ def test_resume_command_quotes_and_names_resume_once() -> None:
         ({}, {"eval_only": True}, "error: MODEL.WEIGHTS is empty"),
         ({}, {"num_gpus": 3}, "error: SOLVER.IMS_PER_BATCH is 4, which 3 processes"),
         ({"OUTPUT_DIR": "/proc/no"}, {}, "error: OUTPUT_DIR cannot be made"),
-        ({}, {"config_file": "no.yaml"}, "error: the file no.yaml does not exist"),
+        ({}, {"config_file": "no.yaml"}, "error: the config file no.yaml does not exist"),
     ],
 )  # fmt: skip
 def test_errors_of_the_user_are_one_line(

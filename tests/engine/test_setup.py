@@ -76,6 +76,8 @@ def test_faulty_files_are_named(tmp_path: Path) -> None:
         ("MODEL.DETR.SIZE_DIVISIBILITY", "-1"),
         ("MODEL.DETR.IN_FEATURES", "[3]"),
         ("MODEL.DETR", "{}"),
+        ("MODEL.BACKBONE.NAME", "abc"),
+        ("MODEL.META_ARCHITECTURE", "abc"),
         ("MODEL.PIXEL_STD", "[1, 1, 0]"),
         ("MODEL.PIXEL_STD", "[1, 1]"),
         ("MODEL.RESNETS.DEPTH", "51"),
@@ -100,7 +102,7 @@ def test_values_out_of_range_are_refused_in_one_line(key: str, value: str) -> No
     with pytest.raises(ValueError, match=key) as error:
         setup_config(opts=[*CPU, key, value])
     assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 400
+    assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_stock_trainer_takes_the_hook(tiny_data: Path, tmp_path: Path) -> None:
 
 
 def test_bad_values_are_named(tiny_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="RESIDUAL_RAMP_ITERS is -1; it must be at least 0"):
+    with pytest.raises(ValueError, match="RESIDUAL_RAMP_ITERS is -1; it must be an integer from 0"):
         detector_config(tiny_data, tmp_path, **{RAMP: -1})
     with pytest.raises(ValueError, match="4, but TinyDetector has no layer residual"):
         Trainer(config(tiny_data, tmp_path, **{RAMP: 4})).train()
