@@ -18,8 +18,8 @@ from miti_detr.data import register_coco_format, register_unlabeled
 from miti_detr.modeling.checks import check_model_keys
 from miti_detr.yaml_files import read_config
 
-from .checks import check_run_keys
 from .merge import merge_content, merge_options
+from .run_keys import check_run_keys
 
 logger = logging.getLogger(__name__)
 
