@@ -1,6 +1,9 @@
 """Miti-DETR for Detectron2: DETR with one extra path from a layer's input to its output."""
 
-from . import modeling  # registers the meta-architecture, the transformer and the backbone builder
+from . import (
+    data,  # registers the data set shapes
+    modeling,  # registers the meta-architecture and the backbone builders
+)
 from .checkpoint import attach_variant
 from .config import add_miti_detr_config
 from .modeling import pretrain  # registers UpDetr
@@ -11,4 +14,11 @@ ON_CONSTRUCTION.append(attach_variant)
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "add_layer_residual", "add_miti_detr_config", "modeling", "pretrain"]
+__all__ = [
+    "__version__",
+    "add_layer_residual",
+    "add_miti_detr_config",
+    "data",
+    "modeling",
+    "pretrain",
+]

@@ -180,6 +180,13 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.DATASETS.TRAIN_SHARE = 1.0
     # What to do with a faulty annotation (empty box, unknown category): error | drop
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
+    # What to do with an image that cannot be read, or whose size is not that of its data set:
+    #   error  stop, and name the file
+    #   skip   use the next image instead, and count it in the log
+    cfg.DATASETS.BAD_IMAGES = "error"
+    # Whether images are turned upright by their EXIF orientation (apply), or taken as they are
+    # stored (ignore); the boxes of the data set decide which is right
+    cfg.DATASETS.EXIF_ORIENTATION = "apply"
     # Shortest edges (pixels) to which an image is resized before the random crop of INPUT.CROP
     cfg.INPUT.CROP.MIN_SIZE_BEFORE = (400, 500, 600)
     # Pre-training without labels (MODEL.META_ARCHITECTURE UpDetr): patches drawn of each image, M
@@ -188,3 +195,5 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.PATCHES.NUMBER = 0
     cfg.INPUT.PATCHES.SIZE = 128  # side to which a patch is resized, pixels
     cfg.TEST.IMS_PER_BATCH = 1  # images per batch of evaluation, in each process
+    # Evaluate with faster-coco-eval if it is installed; the numbers are those of pycocotools
+    cfg.TEST.FAST_COCO_EVAL = True

@@ -19,10 +19,10 @@ MAY_IMPORT = {
     "data": set(),
     "modeling": {"layers", "checkpoint"},
     "evaluation": {"data"},
-    "rank": {"layers", "modeling", "engine", "visualize"},
+    "rank": {"layers", "modeling", "data", "engine", "visualize"},
     "engine": {"layers", "modeling", "data", "evaluation", "checkpoint", "model_zoo", "rank"},
     "visualize": {"layers", "modeling", "data", "engine", "evaluation", "checkpoint", "rank"},
-    "study": {"engine", "visualize"},
+    "study": {"data", "engine", "visualize"},
     "cli": set(ROOMS),
 }
 

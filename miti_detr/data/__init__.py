@@ -1,26 +1,33 @@
-"""Mapper, loaders, checks and registration; importing it registers the data set ``shapes``."""
+"""Data sets, checks, mappers and loaders. Importing this registers the data set ``shapes``."""
 
 import os
 
+from miti_detr.catalog import REGISTRARS
+
 from .check import check_datasets
 from .coco_format import register_coco_format
+from .images import ImageError, read_image
 from .loader import build_test_loader, build_train_loader
 from .mapper import DetrDatasetMapper, build_augmentations
 from .patches import PatchDatasetMapper, build_mapper
 from .shapes import register_shapes, render_shapes
 from .unlabeled import register_unlabeled
 
-# Registers; the same folder as that of Detectron2's own data sets.
+# The same folder as that of Detectron2's own data sets
 register_shapes(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+
+REGISTRARS.extend((register_coco_format, register_unlabeled))
 
 __all__ = [
     "DetrDatasetMapper",
+    "ImageError",
     "PatchDatasetMapper",
     "build_augmentations",
     "build_mapper",
     "build_test_loader",
     "build_train_loader",
     "check_datasets",
+    "read_image",
     "register_coco_format",
     "register_shapes",
     "register_unlabeled",

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
+
+from .images import ORIENTATIONS, ImageError, check_size, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +64,20 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
 
 
 class DetrDatasetMapper:
-    """Reads an image, augments it, and makes boxes and classes of its annotations.
+    """Reads an image, augments it, and converts its annotations to boxes and classes.
 
-    Crowds are left out; boxes are clipped to the image, and empty ones left out. An image may end
-    with no box at all.
+    Crowds are left out. Boxes are clipped to the image, and empty ones are left out, so an image
+    may have no box.
     """
 
     @configurable
     def __init__(
-        self, *, is_train: bool, augmentations: list[T.Augmentation], image_format: str
+        self,
+        *,
+        is_train: bool,
+        augmentations: list[T.Augmentation],
+        image_format: str,
+        orientation: str = "apply",
     ) -> None:
         """Take built parts; ``DetrDatasetMapper(cfg, is_train=...)`` builds them.
 
@@ -79,11 +85,13 @@ class DetrDatasetMapper:
             is_train: whether to add ``instances``.
             augmentations: applied in order to the image and the boxes.
             image_format: e.g. ``RGB`` or ``BGR``; see
-                :func:`detectron2.data.detection_utils.read_image`.
+                :func:`~miti_detr.data.images.read_image`.
+            orientation: ``apply`` or ``ignore`` the EXIF orientation.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.orientation = orientation
         mode = "training" if is_train else "inference"
         logger.info("Augmentations in %s: %s", mode, augmentations)
 
@@ -92,15 +100,19 @@ class DetrDatasetMapper:
         """Parts by config.
 
         Raises:
-            ValueError: if the config asks for masks, keypoints or proposals.
+            ValueError: the config asks for masks, keypoints or proposals, or has an impossible
+                value.
         """
         for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
             if cfg.MODEL[key]:
-                raise ValueError(f"MODEL.{key} True: only boxes are learnt here, set it to False")
+                raise ValueError(
+                    f"MODEL.{key} is True, but only boxes are trained. Set it to False"
+                )
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
+            "orientation": get_orientation(cfg),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -118,18 +130,19 @@ class DetrDatasetMapper:
               ``gt_classes`` (int64).
 
         Raises:
-            OSError: if the image cannot be read; with its file.
-            SizeMismatchError: if its size is not that of the dict.
-            ValueError: if the image is too thin to be resized.
+            ImageError: the image cannot be read, cannot be augmented, or has another size than the
+                dict says; the message names the file.
         """
         output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         image = self._read(output)
         augmented = T.AugInput(image)
         try:
             transforms = self.augmentations(augmented)
-        except ValueError as e:
-            size = f"{image.shape[0]} x {image.shape[1]} (height x width)"
-            raise ValueError(f"Cannot augment {output['file_name']}, {size}: {e}") from e
+        except ValueError as error:
+            size = f"{image.shape[1]} x {image.shape[0]}"
+            raise ImageError(
+                f"The image {output['file_name']}, {size} pixels, cannot be augmented: {error}"
+            ) from error
         image = augmented.image
         output["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train:
@@ -139,12 +152,24 @@ class DetrDatasetMapper:
 
     def _read(self, record: dict[str, Any]) -> np.ndarray:
         """The image of a dict, (H, W, C) uint8; fills in missing ``height`` and ``width``."""
-        try:
-            image = utils.read_image(record["file_name"], format=self.image_format)
-        except Exception as e:  # which ones depends on the decoder
-            raise OSError(f"Cannot read the image {record['file_name']}: {e}") from e
-        utils.check_image_size(record, image)
+        image = read_image(record["file_name"], self.image_format, self.orientation)
+        height, width = image.shape[:2]
+        check_size(record, (width, height), self.orientation)
+        record.setdefault("width", width)
+        record.setdefault("height", height)
         return image
+
+
+def get_orientation(cfg: CfgNode) -> str:
+    """``DATASETS.EXIF_ORIENTATION``.
+
+    Raises:
+        ValueError: it is not one of its values.
+    """
+    value: str = cfg.DATASETS.EXIF_ORIENTATION
+    if value not in ORIENTATIONS:
+        raise ValueError(f"DATASETS.EXIF_ORIENTATION must be one of {ORIENTATIONS}, got {value!r}")
+    return value
 
 
 def _to_instances(
@@ -176,5 +201,5 @@ def _to_xyxy(annotations: list[dict[str, Any]]) -> np.ndarray:
         rows = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
         return np.array(rows, dtype=np.float64)
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    boxes[xywh, 2:] += boxes[xywh, :2]  # in place of BoxMode.convert, which takes its time
+    boxes[xywh, 2:] += boxes[xywh, :2]  # BoxMode.convert is slower
     return boxes

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import check_image_size, convert_PIL_to_numpy, read_image
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms
 
-from .mapper import DetrDatasetMapper, build_augmentations
+from .images import check_size, read_image
+from .mapper import DetrDatasetMapper, build_augmentations, get_orientation
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class PatchDatasetMapper:
         is_train: bool,
         augmentations: list[T.Augmentation],
         image_format: str,
+        orientation: str = "apply",
         num_patches: int,
         patch_size: int,
     ) -> None:
@@ -101,6 +103,7 @@ class PatchDatasetMapper:
             is_train: draw anew each time, and change the colours of the patches.
             augmentations: of the image, not of the patches; none of them may cut a box away.
             image_format: ``RGB`` or ``BGR``.
+            orientation: ``apply`` or ``ignore`` the EXIF orientation.
             num_patches: M.
             patch_size: side of a patch in the output, pixels.
 
@@ -112,6 +115,7 @@ class PatchDatasetMapper:
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.orientation = orientation
         self.num_patches = num_patches
         self.transform = build_patch_transform(patch_size, is_train)
         self.skipped = 0
@@ -125,6 +129,7 @@ class PatchDatasetMapper:
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
+            "orientation": get_orientation(cfg),
             "num_patches": cfg.INPUT.PATCHES.NUMBER,
             "patch_size": cfg.INPUT.PATCHES.SIZE,
         }
@@ -148,15 +153,16 @@ class PatchDatasetMapper:
         output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         file = output["file_name"]
         try:
-            image = read_image(file, format="RGB")
-            check_image_size(output, image)
+            image = read_image(file, "RGB", self.orientation)
             height, width = image.shape[:2]
+            check_size(output, (width, height), self.orientation)
             boxes = sample_patch_boxes(width, height, self.num_patches, self._rng(file))
             augmented = T.AugInput(image)
             moves = self.augmentations(augmented)
         except Exception as error:  # which ones depends on the decoder
             self._skip(file, error)
             return None
+        output |= {"height": height, "width": width}
         picture = Image.fromarray(image)
         patches = [self._to_tensor(self.transform(picture.crop(box))) for box in boxes.tolist()]
         output["patches"] = torch.stack(patches)

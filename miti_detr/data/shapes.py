@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from iopath.common.file_io import file_lock
 
 from .coco_format import register_coco
-from .shapes_render import CLASSES, Shape, encode_bmp, image_size, render
+from .shapes_render import CLASSES, Shape, encode_png, image_size, render
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _LOG_EVERY = 500  # images
 
 
 def render_shapes(folder: str | Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> None:
-    """Write ``{train,val}.json`` and ``{train,val}/000001.bmp``, ... unless they are there.
+    """Write ``{train,val}.json`` and ``{train,val}/000001.png``, ... unless they are there.
 
     The folder appears whole or not at all. Several processes may call this at once: one renders,
     the others wait.
@@ -71,7 +72,7 @@ def register_shapes(root: str) -> None:
             f"shapes_{split}",
             os.path.join(folder, f"{split}.json"),
             os.path.join(folder, split),
-            prepare=lambda: render_shapes(folder),
+            prepare=partial(render_shapes, folder),
             thing_classes=list(CLASSES),
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
         )
@@ -104,8 +105,8 @@ def _write_split(folder: Path, split: str, count: int) -> None:
         if i % _LOG_EVERY == 0:
             logger.info("Rendering shapes_%s: %d of %d images", split, i, count)
         pixels, shapes = render(_FIRST_SEED[split] + i)
-        name = f"{i + 1:06d}.bmp"
-        (folder / split / name).write_bytes(encode_bmp(pixels))
+        name = f"{i + 1:06d}.png"
+        (folder / split / name).write_bytes(encode_png(pixels))
         height, width = pixels.shape[:2]
         images.append({"id": i + 1, "file_name": name, "width": width, "height": height})
         for shape in shapes:

@@ -7,15 +7,12 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image
 
 from .coco_format import forget_earlier, is_entry, prepare_files
-from .headers import find_faults
+from .images import IMAGE_SUFFIXES, ImageError, find_faults, image_size
 from .patches import MIN_SIDE
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def register_unlabeled(cfg: CfgNode) -> None:
@@ -99,9 +96,10 @@ def _fault(file: str) -> str:
     if "://" in file:
         return ""
     try:
-        with Image.open(file) as opened:
-            width, height = opened.size
-    except Exception as error:  # which ones depends on the decoder
-        return f"{file} cannot be read ({error})"
-    small = min(width, height) <= 2 * MIN_SIDE
-    return f"{file} is {width} x {height} pixels, too small for a patch" if small else ""
+        size = image_size(file)
+    except ImageError as error:
+        return str(error)
+    small = min(size) <= 2 * MIN_SIDE
+    return (
+        f"The image {file} is {size[0]} x {size[1]} pixels, too small for a patch" if small else ""
+    )

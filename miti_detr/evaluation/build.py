@@ -1,4 +1,4 @@
-"""Which evaluator a config asks for."""
+"""The evaluator of a config."""
 
 import os
 
@@ -15,13 +15,14 @@ def build_evaluator(
     """Build the evaluator of a data set, which need not be in COCO format.
 
     Args:
-        cfg: uses ``OUTPUT_DIR`` and ``INPUT.PATCHES.NUMBER``: with patches
-            they are the objects.
+        cfg: reads ``OUTPUT_DIR``, ``TEST.FAST_COCO_EVAL`` and ``INPUT.PATCHES.NUMBER``; patches,
+            if there are any, are the objects.
         dataset_name: a registered data set.
         output_folder: for predictions and results; None: ``OUTPUT_DIR/inference/{dataset_name}``.
     """
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     os.makedirs(folder, exist_ok=True)
+    fast = cfg.TEST.FAST_COCO_EVAL
     if cfg.INPUT.PATCHES.NUMBER > 0:
-        return PatchEvaluator(folder)
-    return BoxEvaluator(dataset_name, folder)
+        return PatchEvaluator(folder, fast=fast)
+    return BoxEvaluator(dataset_name, folder, fast=fast)

@@ -1,6 +1,6 @@
 """COCO evaluation of boxes.
 
-Detectron2's evaluator with recalls, and with a fast implementation that gives the same numbers.
+Detectron2's evaluator with recalls, and with a fast implementation that returns the same numbers.
 """
 
 import contextlib
@@ -42,42 +42,46 @@ class BoxEvaluator(COCOEvaluator):
         Args:
             dataset_name: a registered data set.
             output_dir: existing folder for predictions and results.
-            fast: use faster-coco-eval where it is installed, else pycocotools. The numbers are the
-                same.
+            fast: use faster-coco-eval if it is installed, else pycocotools. Both return the same
+                numbers.
         """
         super().__init__(dataset_name, ("bbox",), True, output_dir, use_fast_impl=False)
         self._eval_class = eval_class(fast)
 
     @property
     def is_fast(self) -> bool:
-        """Whether faster-coco-eval does the work."""
+        """Whether faster-coco-eval is used."""
         return self._eval_class is not COCOeval
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Note the detections of a batch, as one array for each image.
+        """Store the detections of a batch, as one array for each image.
 
         Args:
             inputs: of the model; ``image_id`` is used.
             outputs: of the model; ``instances`` with ``pred_boxes`` (xyxy in pixels of the data
                 set's image), ``scores`` and ``pred_classes``.
+
+        Raises:
+            ValueError: a detection is not finite; names the image.
         """
         for item, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             rows = np.empty((len(instances), 6))  # x, y, width, height, score, class
-            boxes = instances.pred_boxes.tensor.numpy()
+            boxes = instances.pred_boxes.tensor.float().numpy()
             rows[:, :4] = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-            rows[:, 4] = instances.scores.numpy()
+            rows[:, 4] = instances.scores.float().numpy()
             rows[:, 5] = instances.pred_classes.numpy()
+            check_finite(item, rows)
             self._predictions.append({"image_id": item["image_id"], "instances": rows})
 
     def evaluate(self, img_ids: list[Any] | None = None) -> dict[str, Any]:
-        """Evaluate what was noted, in all processes together.
+        """Evaluate the stored detections of all processes.
 
         Args:
-            img_ids: evaluate these images only; None: all.
+            img_ids: evaluate only these images; None: all.
 
         Returns:
-            ``{"bbox": metric to value in 0..100}``; empty but in the main process.
+            ``{"bbox": metric to value in 0..100}`` in the main process, ``{}`` in the others.
         """
         with _without_garbage_collection():
             return super().evaluate(img_ids)
@@ -86,16 +90,19 @@ class BoxEvaluator(COCOEvaluator):
         self, predictions: list[dict[str, Any]], img_ids: list[Any] | None = None
     ) -> None:
         """Write the detections in COCO's result format, then evaluate them."""
+        # The loader returns an image twice if it takes the place of one that cannot be read.
+        predictions = list({p["image_id"]: p for p in predictions}.values())
         detections = self._to_coco(predictions)
         write_text(
-            os.path.join(self._output_dir, "coco_instances_results.json"), json.dumps(detections)
+            os.path.join(self._output_dir, "coco_instances_results.json"),
+            json.dumps(self._with_original_ids(detections)),
         )
         if not self._do_evaluation:
-            logger.info("the data set has no annotations: nothing to evaluate")
+            logger.info("The data set has no annotations, so there is nothing to evaluate")
             return
         coco_eval = None
         if detections:  # COCO's tools do not take an empty list
-            with contextlib.redirect_stdout(io.StringIO()):  # the table says it
+            with contextlib.redirect_stdout(io.StringIO()):  # the same numbers are in our table
                 coco_eval = _evaluate_predictions_on_coco(
                     self._coco_api,
                     detections,
@@ -125,6 +132,25 @@ class BoxEvaluator(COCOEvaluator):
             for image_id, category, box, score in zip(*columns, strict=True)
         ]
 
+    def _with_original_ids(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Detections with the ids of the user's own file, where these had to be normalised."""
+        images = self._metadata.get("original_image_ids")
+        originals = self._metadata.get("original_category_ids")
+        to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        categories = {
+            number: originals[index] for number, index in to_contiguous.items() if originals
+        }
+        if images is None and all(k == v for k, v in categories.items()):
+            return detections
+        return [
+            {
+                **detection,
+                "image_id": (images or {}).get(detection["image_id"], detection["image_id"]),
+                "category_id": categories.get(detection["category_id"], detection["category_id"]),
+            }
+            for detection in detections
+        ]
+
     def _derive_coco_results(
         self, coco_eval: Any, iou_type: str, class_names: list[str] | None = None
     ) -> dict[str, float]:
@@ -135,9 +161,28 @@ class BoxEvaluator(COCOEvaluator):
         return results
 
 
+def check_finite(item: dict[str, Any], rows: np.ndarray) -> None:
+    """Check the detections of an image.
+
+    Args:
+        item: input of the model; names the image.
+        rows: (D, ...) boxes and scores.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    bad = int((~np.isfinite(rows)).any(axis=-1).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(rows)} detections of the image "
+            f"{item.get('file_name', item['image_id'])} are not finite. The weights may have "
+            "diverged, or the reduced precision (TEST.AMP.PRECISION) overflows"
+        )
+
+
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Do not search for cycles: among millions of detections it takes half the time."""
+    """Suspend the search for reference cycles, which takes half the time of an evaluation."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -148,16 +193,16 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def eval_class(fast: bool) -> Any:
-    """The class that evaluates: faster-coco-eval's if asked for and installed, or pycocotools'."""
+    """The evaluation class of faster-coco-eval if ``fast`` and installed, else pycocotools'."""
     return (_fast_class() if fast else None) or COCOeval
 
 
 def _fast_class() -> Any:
-    """Name the class of faster-coco-eval, or None where it is not installed."""
+    """The class of faster-coco-eval, or None if it is not installed."""
     try:
         from faster_coco_eval.core.faster_eval_api import COCOeval_faster
     except ImportError:
-        logger.info("faster-coco-eval is not installed: pycocotools evaluates, which is slower")
+        logger.info("faster-coco-eval is not installed; pycocotools is used, which is slower")
         return None
 
     class FastEval(COCOeval_faster):

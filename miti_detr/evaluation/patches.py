@@ -1,4 +1,4 @@
-"""Are the patches of pre-training found? COCO's measures with the patches as objects."""
+"""Evaluation of pre-training: COCO's metrics with the patches as objects."""
 
 import contextlib
 import io
@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.structures import BoxMode
@@ -17,7 +18,7 @@ from pycocotools.coco import COCO
 
 from miti_detr.files import write_text
 
-from .coco import STATISTICS, eval_class
+from .coco import STATISTICS, check_finite, eval_class
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +26,10 @@ _IOU = "bbox"
 
 
 class PatchEvaluator(DatasetEvaluator):
-    """COCO's measures of boxes, with the patches that the mapper has drawn as the only objects.
+    """COCO's box metrics, with the patches that the mapper has drawn as the only objects.
 
-    A detection counts for whichever patch of the image it lies on, as in the set loss. The frame is
-    that of the image file.
+    All patches belong to one category, so a detection may match any patch of its image, as in the
+    set loss. Boxes are in pixels of the image file.
     """
 
     def __init__(self, output_dir: str, *, fast: bool = True) -> None:
@@ -37,28 +38,32 @@ class PatchEvaluator(DatasetEvaluator):
         Args:
             output_dir: existing folder; gets ``patches.json`` (the truth, in COCO format) and
                 ``coco_instances_results.json``.
-            fast: use faster-coco-eval where it is installed, else pycocotools. The numbers are the
-                same.
+            fast: use faster-coco-eval if it is installed, else pycocotools. Both return the same
+                numbers.
         """
         self._output_dir = output_dir
         self._eval_class = eval_class(fast)
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was noted."""
-        # By image: where one is skipped, Detectron2's loader gives another one again.
+        """Drop the stored detections."""
+        # By image: the loader returns one twice if it takes the place of one that is skipped.
         self._found: dict[Any, tuple[dict[str, Any], list[Any], list[Any]]] = {}
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Note patches and detections of a batch.
+        """Store the patches and detections of a batch.
 
         Args:
             inputs: of :class:`~miti_detr.data.PatchDatasetMapper`.
             outputs: of the model, ``instances`` in pixels of the file.
+
+        Raises:
+            ValueError: a detection is not finite; names the image.
         """
         for item, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             boxes = instances.pred_boxes.tensor
+            check_finite(item, torch.column_stack([boxes, instances.scores]).float().numpy())
             self._found[item["image_id"]] = (
                 {key: item[key] for key in ("file_name", "height", "width")},
                 _to_xywh(item["patch_boxes"].to(boxes.dtype)),
@@ -66,16 +71,16 @@ class PatchEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate what was noted, in all processes together.
+        """Evaluate the stored detections of all processes.
 
         Returns:
-            ``{"bbox": metric to value in 0..100}``; empty but in the main process.
+            ``{"bbox": metric to value in 0..100}`` in the main process, ``{}`` in the others.
         """
         found = dict(itertools.chain.from_iterable(x.items() for x in comm.gather(self._found)))
         if not comm.is_main_process():
             return {}
         if not found:
-            logger.warning("no image could be read: there is nothing to evaluate")
+            logger.warning("No image could be read, so there is nothing to evaluate")
             return {}
         numbered = list(enumerate(found.values(), start=1))
         truth = _coco_format([(i, record, patches) for i, (record, patches, _) in numbered])
@@ -94,7 +99,7 @@ class PatchEvaluator(DatasetEvaluator):
         """The twelve statistics of COCO; -1 where there is nothing to measure."""
         if not results:  # COCO's tools do not take an empty list
             return [-1.0] * len(STATISTICS)
-        with contextlib.redirect_stdout(io.StringIO()):  # the table says it
+        with contextlib.redirect_stdout(io.StringIO()):  # the same numbers are in our table
             coco = COCO()
             coco.dataset = truth
             coco.createIndex()
@@ -105,7 +110,7 @@ class PatchEvaluator(DatasetEvaluator):
 
 
 def _coco_format(images: list[tuple[int, dict[str, Any], list[Any]]]) -> dict[str, Any]:
-    """Number, record and patches of each image as a data set with one category."""
+    """The truth in COCO format, from the number, the record and the patches of each image."""
     numbers = itertools.count(1)
     return {
         "info": {"description": "patches drawn for evaluation"},

@@ -15,6 +15,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from miti_detr.catalog import register_missing
 from miti_detr.layers import MLP, build_position_encoding
 
 from .backbones.masked_backbone import Feature, MaskedBackbone
@@ -109,6 +110,7 @@ class MitiDetr(nn.Module):
             ValueError: for values that are not supported.
         """
         check_model_keys(cfg)
+        register_missing(cfg)
         detr = cfg.MODEL.DETR
         if cfg.MODEL.MASK_ON or detr.FROZEN_WEIGHTS:
             raise ValueError(

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 
+from miti_detr.data import read_image
 from miti_detr.engine import setup_config
 from miti_detr.files import replacing
 from miti_detr.visualize.classes import ClassTable, class_table
@@ -151,7 +151,7 @@ def _draw(
     record: dict[str, Any], detections: dict[str, list[dict[str, Any]]], classes: ClassTable
 ) -> dict[str, Image.Image]:
     """Pictures of the truth and of each arm, by name."""
-    array = np.ascontiguousarray(read_image(record["file_name"], "RGB"))
+    array = read_image(record["file_name"], "RGB")
     image, scale = resize_for_reading(to_picture(array, "RGB"), CELL, shrink=True)
     pictures = {TRUTH: draw_truth(image, scale, record, classes)}
     for name, found in detections.items():

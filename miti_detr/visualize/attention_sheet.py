@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
-from detectron2.data.detection_utils import read_image
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from miti_detr.data import read_image
 from miti_detr.engine.predictor import Predictor
 from miti_detr.files import replacing
 
@@ -65,7 +65,7 @@ def draw_attention(
     """
     sides: list[Side] = []
     for name, predictor in models:
-        array = np.ascontiguousarray(read_image(str(path), predictor.input_format))
+        array = read_image(str(path), predictor.input_format)
         maps = attention_maps(predictor, array, num_queries=num_queries, pixels=pixels)
         pixels = maps.pixels
         sides.append((name, maps))

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
+from miti_detr.data import read_image
 from miti_detr.engine.predictor import Predictor
 from miti_detr.files import replacing
 
@@ -60,7 +60,7 @@ def draw_detections(
     pairs = []
     for index in choose_images(images, len(records)):
         record = records[index]
-        array = np.ascontiguousarray(read_image(record["file_name"], predictor.input_format))
+        array = read_image(record["file_name"], predictor.input_format)
         instances = predictor([array])[0]
         instances = instances[instances.scores >= threshold]
         image, scale = resize_for_reading(

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode, Instances
-from PIL import Image
 
-from miti_detr.data.unlabeled import IMAGE_SUFFIXES
+from miti_detr.data import read_image
+from miti_detr.data.images import IMAGE_SUFFIXES, ImageError, image_size
 from miti_detr.engine.predictor import Predictor
 from miti_detr.files import replacing, write_text
 
@@ -21,8 +20,6 @@ from .drawing import draw_instances, resize_for_reading, to_picture
 
 logger = logging.getLogger(__name__)
 
-# What Pillow raises for files that are missing, no images, cut off, or absurdly large.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # Pictures with a shorter longest side (pixels) are drawn enlarged to it: labels need room.
 READABLE_SIZE = 320
 
@@ -144,9 +141,9 @@ def predict_images(
 def _aspect_ratio(path: Path) -> float:
     """Width over height, from the file's header; 0 where it has none: then reading reports it."""
     try:
-        with Image.open(path) as image:
-            return image.width / image.height
-    except UNREADABLE:
+        width, height = image_size(path)
+        return width / height
+    except ImageError:
         return 0.0
 
 
@@ -156,11 +153,10 @@ def _read_batch(
     arrays = {}
     for index in batch:
         try:
-            # A copy: Detectron2 returns a view with negative strides for BGR.
-            arrays[index] = np.ascontiguousarray(read_image(str(images[index]), input_format))
-        except UNREADABLE as error:
-            skipped[index] = str(error) or type(error).__name__
-            logger.warning("skipped %s: %s", images[index], skipped[index])
+            arrays[index] = read_image(str(images[index]), input_format)
+        except ImageError as error:
+            skipped[index] = str(error)
+            logger.warning("skipped: %s", error)
     return arrays
 
 

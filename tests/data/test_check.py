@@ -51,7 +51,10 @@ def test_sound_data_logs_the_mapping(tmp_path: Path, caplog) -> None:
         ({"bbox": [-9, 4, 9, 6]}, "box outside the image"),
         ({"bbox": [3, 31, 5, 6]}, "box outside the image"),
         ({"category_id": 7}, "unknown category id"),
-        ({"category_id": "5"}, "unknown category id"),
+        ({"category_id": "6"}, "unknown category id"),
+        ({"iscrowd": 2}, "'iscrowd' is neither 0 nor 1"),
+        ({"iscrowd": "maybe"}, "'iscrowd' is neither 0 nor 1"),
+        ({"bbox": [3, 4, 10**400, 5]}, "box is not four finite numbers"),
         ({"category_id": [5]}, "unknown category id"),
         ({"category_id": None}, "unknown category id"),
         ({"image_id": 12}, "unknown image id"),
@@ -93,7 +96,7 @@ def test_drop_logs_the_counts(tmp_path: Path, caplog) -> None:
     cfg = _register(tmp_path, coco_content(records), "DATASETS.BAD_ANNOTATIONS", "drop")
     with caplog.at_level(logging.INFO):
         check_datasets(cfg)
-    assert "dropped 2 of 3 annotations: 1 x unknown category id, 1 x box of zero" in caplog.text
+    assert "2 of 3 annotations are faulty: 1 x unknown category id, 1 x box of zero" in caplog.text
     assert "pets: 2 images, 1 objects" in caplog.text
 
 
@@ -103,8 +106,11 @@ def test_drop_logs_the_counts(tmp_path: Path, caplog) -> None:
         ('{"images": [\n  1,,\n]}', r"broken JSON: line 2, column 5"),
         ("", r"broken JSON: line 1, column 1"),
         ("[1, 2]", "it holds a list"),
-        ('{"images": []}', "no list 'images'"),
-        (b"\xff\xfe\x00", "not a JSON text"),
+        ('{"images": 3}', "no list 'images'"),
+        ('{"images": [], "categories": []}', "the list 'images' is empty"),
+        (b"\xff\xfe\x00", "cannot be read as JSON"),
+        (b"[" * 200000, "cannot be read as JSON"),
+        (b"[" + b"9" * 5000 + b"]", "cannot be read as JSON"),
     ],
 )
 def test_broken_json(tmp_path: Path, text: str | bytes, match: str) -> None:
@@ -123,7 +129,6 @@ def test_broken_json(tmp_path: Path, text: str | bytes, match: str) -> None:
         ("images", "width"),
         ("categories", "name"),
         ("categories", "id"),
-        ("annotations", "id"),
     ],
 )
 def test_missing_fields(tmp_path: Path, key: str, field: str) -> None:
@@ -138,8 +143,6 @@ def test_missing_fields(tmp_path: Path, key: str, field: str) -> None:
 def test_other_faults_of_the_file(tmp_path: Path) -> None:
     content = coco_content([annotation(4, 1), annotation(4, 2)])
     cfg = _register(tmp_path, content)
-    with pytest.raises(ValueError, match="several entries of 'annotations' have the id 4"):
-        check_datasets(cfg)
     del content["annotations"]
     (tmp_path / "truth.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no 'annotations'"):
@@ -156,13 +159,13 @@ def test_other_faults_of_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["error", "drop"])
 def test_missing_images(tmp_path: Path, mode: str) -> None:
     cfg = _register(
-        tmp_path, coco_content([], ((4, 4), (5, 5), (6, 6))), "DATASETS.BAD_ANNOTATIONS", mode
+        tmp_path, coco_content([], ((14, 14), (15, 15), (16, 16))), "DATASETS.BAD_ANNOTATIONS", mode
     )
     (tmp_path / "2.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"2\.png$"):
         check_datasets(cfg)
     (tmp_path / "3.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"2\.png and 1 more"):
+    with pytest.raises(FileNotFoundError, match=r"2\.png \(and 1 more"):
         check_datasets(cfg)
 
 
@@ -173,20 +176,20 @@ def test_images_of_another_size_and_no_images(tmp_path: Path, mode: str) -> None
     Image.new("RGB", (6, 4)).save(tmp_path / "1.png")
     with pytest.raises(
         ValueError,
-        match=r"truth.json: the image \S*1\.png is 6 x 4 pixels, not 4 x 6: correct one$",
+        match=r"truth.json: The image \S*1\.png is 6 x 4 pixels, .* says 4 x 6\. Correct",
     ):
         check_datasets(cfg)
     (tmp_path / "2.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"1\.png is 6 x 4 .* and 1 more images$"):
+    with pytest.raises(ValueError, match=r"1\.png is 6 x 4 .*and 1 more images\)$"):
         check_datasets(cfg)
     Image.new("RGB", (4, 6)).save(tmp_path / "1.png")
-    with pytest.raises(ValueError, match=r"truth.json: the image \S*2\.png cannot be read \("):
+    with pytest.raises(ValueError, match=r"The image \S*2\.png cannot be read: its format"):
         check_datasets(cfg)
 
 
 def test_size_of_an_image_is_the_one_after_its_rotation(tmp_path: Path) -> None:
     """Orientation 6 turns 6 x 4 upright to 4 x 6, as Detectron2's loader does."""
-    cfg = _register(tmp_path, coco_content([], ((4, 6),)))
+    cfg = _register(tmp_path, coco_content([annotation(1, 1, bbox=[1, 1, 2, 3])], ((4, 6),)))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4)).save(tmp_path / "1.png", exif=exif)
@@ -203,7 +206,7 @@ def test_relative_boxes(tmp_path: Path) -> None:
 
 def test_num_classes(tmp_path: Path) -> None:
     cfg = _register(tmp_path, coco_content([annotation(1, 1)]), "MODEL.DETR.NUM_CLASSES", 80)
-    with pytest.raises(ValueError, match=r"has 2 classes.* is 80: .* MODEL.DETR.NUM_CLASSES 2"):
+    with pytest.raises(ValueError, match=r"has 2 classes.* is 80\. .* MODEL.DETR.NUM_CLASSES 2"):
         check_datasets(cfg)
 
 
@@ -227,15 +230,6 @@ def test_validation_data_must_have_the_same_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"classes of val differ .*'bird'.* against .*'dog'"):
         check_datasets(cfg)
     check_datasets(cfg, eval_only=True)
-
-
-@pytest.mark.parametrize("field", ["area", "iscrowd"])
-def test_evaluation_needs_area_and_iscrowd(tmp_path: Path, field: str) -> None:
-    cfg = _register(tmp_path, coco_content([annotation(1, 1), annotation(8, 1, **{field: None})]))
-    check_datasets(cfg)
-    cfg.DATASETS.TEST = ("pets",)
-    with pytest.raises(ValueError, match=rf"1 annotations \(the first: 8\) have no '{field}'"):
-        check_datasets(cfg)
 
 
 def test_unregistered_and_empty() -> None:

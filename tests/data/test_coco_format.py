@@ -95,7 +95,7 @@ def test_drop_keeps_faulty_annotations_from_everyone(tmp_path: Path, caplog) -> 
         dicts = DatasetCatalog.get("pets")
         prepare_files("pets")
     assert [len(d["annotations"]) for d in dicts] == [1, 0]
-    assert caplog.text.count("dropped 6 of 7 annotations") == 1
+    assert caplog.text.count("6 of 7 annotations are faulty") == 1
     clean = Path(MetadataCatalog.get("pets").json_file)
     assert [a["id"] for a in json.loads(clean.read_text())["annotations"]] == [1]
     assert clean.is_relative_to(tmp_path / "out")
@@ -104,4 +104,5 @@ def test_drop_keeps_faulty_annotations_from_everyone(tmp_path: Path, caplog) -> 
     # back to the original file when the key changes
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
     register_coco_format(cfg)
-    assert MetadataCatalog.get("pets").json_file == str(path)
+    with pytest.raises(ValueError, match="6 of 7 annotations are faulty"):
+        DatasetCatalog.get("pets")

@@ -154,8 +154,8 @@ def test_mapper_may_skip_an_image(cfg: CfgNode) -> None:
 def test_records_are_serialised(cfg: CfgNode) -> None:
     """Worker processes share one buffer instead of copying Python objects."""
     loader = build_train_loader(cfg)
-    assert isinstance(loader.dataset._records, DatasetFromList)
-    assert loader.dataset._records._serialize
+    assert isinstance(loader.dataset._images._records, DatasetFromList)
+    assert loader.dataset._images._records._serialize
     assert len(loader.dataset) == 11
 
 

@@ -225,7 +225,7 @@ def test_faults_of_folders(tmp_path: Path) -> None:
     register_unlabeled(cfg)
     with pytest.raises(ValueError, match=r"'photos' has no image to learn from: .*broken\.png"):
         check_datasets(cfg)
-    with pytest.raises(ValueError, match=r"COCO_FORMAT: the name 'photos' .* choose another name"):
+    with pytest.raises(ValueError, match=r"COCO_FORMAT: the name 'photos' .* Choose another name"):
         register_unlabeled(unlabeled_cfg(tmp_path / "other"))
     cfg = unlabeled_cfg(tmp_path, "DATASETS.TEST", ("unknown",))
     with pytest.raises(ValueError, match="'unknown' is not registered"):
@@ -238,8 +238,8 @@ def test_a_share_of_the_training_images(tmp_path: Path) -> None:
     cfg = unlabeled_cfg(tmp_path, "DATASETS.TRAIN_SHARE", 0.4)
     register_unlabeled(cfg)
     loader: Any = build_train_loader(cfg)
-    kept = [Path(record["file_name"]).stem for record in loader.dataset._records]
+    kept = [Path(record["file_name"]).stem for record in loader.dataset._images._records]
     assert kept == ["0", "2", "5", "7"]
     assert len(build_test_loader(cfg, "photos").dataset) == 10  # of training images alone
-    with pytest.raises(ValueError, match=r"TRAIN_SHARE is 1\.5; needed: 0 < share <= 1"):
+    with pytest.raises(ValueError, match=r"TRAIN_SHARE is 1\.5\. It must be above 0"):
         build_train_loader(unlabeled_cfg(tmp_path, "DATASETS.TRAIN_SHARE", 1.5))

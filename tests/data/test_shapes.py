@@ -25,7 +25,10 @@ def rendered(tmp_path_factory) -> Path:
 
 def test_json_is_pinned(rendered: Path) -> None:
     digests = [
-        hashlib.sha256((rendered / f"{split}.json").read_bytes()).hexdigest()
+        # The file names ended in .bmp when these were computed.
+        hashlib.sha256(
+            (rendered / f"{split}.json").read_bytes().replace(b".png", b".bmp")
+        ).hexdigest()
         for split in ("train", "val")
     ]
     assert digests == [
@@ -38,10 +41,10 @@ def test_files(rendered: Path) -> None:
     for split, count in zip(("train", "val"), COUNTS, strict=True):
         content = json.loads((rendered / f"{split}.json").read_text())
         names = [image["file_name"] for image in content["images"]]
-        assert names == [f"{i:06d}.bmp" for i in range(1, count + 1)]
+        assert names == [f"{i:06d}.png" for i in range(1, count + 1)]
         assert sorted(p.name for p in (rendered / split).iterdir()) == names
         assert [c["id"] for c in content["categories"]] == [1, 2, 3]
-    train, val = ((rendered / split / "000001.bmp").read_bytes() for split in ("train", "val"))
+    train, val = ((rendered / split / "000001.png").read_bytes() for split in ("train", "val"))
     assert train != val
     assert not list(rendered.parent.glob("*.partial"))
 
@@ -82,10 +85,10 @@ def test_several_processes_at_once(rendered: Path, tmp_path: Path) -> None:
 def test_rest_of_a_killed_run_is_not_used(tmp_path: Path) -> None:
     partial = tmp_path / "shapes.partial"
     (partial / "train").mkdir(parents=True)
-    (partial / "train" / "999999.bmp").write_bytes(b"half")
+    (partial / "train" / "999999.png").write_bytes(b"half")
     render_shapes(tmp_path / "shapes", 2, 1)
     assert not partial.exists()
-    assert len(list((tmp_path / "shapes").rglob("*.bmp"))) == 3
+    assert len(list((tmp_path / "shapes").rglob("*.png"))) == 3
 
 
 def test_interrupted_run_leaves_no_data_set(tmp_path: Path, monkeypatch) -> None:

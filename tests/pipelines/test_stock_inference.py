@@ -19,7 +19,7 @@ from miti_detr.checkpoint import CheckpointError
 @pytest.fixture
 def image(shapes: Path) -> np.ndarray:
     """(H, W, 3) uint8, BGR, as ``cv2.imread`` reads it."""
-    return read_image(str(shapes / "val" / "000001.bmp"), format="BGR")
+    return read_image(str(shapes / "val" / "000001.png"), format="BGR")
 
 
 def test_default_predictor(cfg: CfgNode, weights: str, image: np.ndarray) -> None:
