@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from .annotations import FATAL_FAULTS, FAULTS, Annotations, annotations_of_dicts, summarise
-from .coco_file import CocoFile
+from .coco.annotations import FATAL_FAULTS, FAULTS, Annotations, annotations_of_dicts, summarise
+from .coco.coco_file import CocoFile
 from .coco_format import CocoSource, check_bad_annotations_key, coco_source, describe_repairs
 from .images import ImageError, check_size, find_faults, image_size
 from .loader import get_bad_images
@@ -33,8 +33,9 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     - the data sets are registered, their JSON files can be read and, if necessary, repaired, and
       their image files exist, are images, and have the size that is given for them.
       ``DATASETS.BAD_IMAGES`` says whether faulty images stop the run (``error``) or are skipped;
-    - annotations: see :data:`miti_detr.data.annotations.FAULTS`. ``DATASETS.BAD_ANNOTATIONS`` says
-      whether faulty ones stop the run (``error``) or are dropped (``drop``);
+    - annotations: see :data:`miti_detr.data.coco.annotations.FAULTS`.
+      ``DATASETS.BAD_ANNOTATIONS`` says whether faulty ones stop the run (``error``) or are dropped
+      (``drop``);
     - the training data have at least one object;
     - all data sets have the same classes, as many as ``MODEL.DETR.NUM_CLASSES``;
     - a warning where a training image has more objects than there are object queries.
@@ -210,7 +211,8 @@ def _check_images(cfg: CfgNode, source: str, images: Sequence[Mapping[str, Any]]
         raise ValueError(f"{source} has no image that can be used: {faults[0]}")
     if faults:
         logger.warning(
-            "%s: %d of %d images checked will be skipped, the first: %s",
+            "%s: %d of %d images checked will be skipped (in evaluation, their objects count as "
+            "missed). The first: %s",
             source,
             len(faults),
             checked,

@@ -12,8 +12,8 @@ from detectron2.data.catalog import Metadata
 
 from miti_detr.files import write_text
 
-from .annotations import summarise
-from .coco_file import CocoFile, read_coco_file
+from .coco.annotations import summarise
+from .coco.coco_file import CocoFile, read_coco_file
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def register_coco_format(cfg: CfgNode) -> None:
             copy=copy,
             # Pre-training ignores the annotations, so it does not matter whether they are sound.
             drop_faulty=cfg.DATASETS.BAD_ANNOTATIONS == "drop" or cfg.INPUT.PATCHES.NUMBER > 0,
+            with_masks=cfg.MODEL.MASK_ON,
             coco_format=source,
         )
 
@@ -73,8 +74,8 @@ class CocoSource:
     """A registered data set in COCO format.
 
     Training reads :meth:`load`; evaluators read :attr:`json_file`. Both come from the same
-    normalised content (:func:`~miti_detr.data.coco_file.read_coco_file`). A file that every tool
-    can read is used as it is. Otherwise evaluators get a normalised copy.
+    normalised content (:func:`~miti_detr.data.coco.coco_file.read_coco_file`). A file that every
+    tool can read is used as it is. Otherwise evaluators get a normalised copy.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class CocoSource:
         *,
         copy: str,
         drop_faulty: bool = False,
+        with_masks: bool = False,
         prepare: Callable[[], None] | None = None,
     ) -> None:
         """Read nothing yet.
@@ -95,11 +97,13 @@ class CocoSource:
             image_root: folder of the images.
             copy: where a normalised copy is written, if one is needed.
             drop_faulty: drop faulty annotations instead of raising an error.
+            with_masks: check and keep ``segmentation``.
             prepare: makes the files unless they exist. It may be called often and by several
                 processes.
         """
         self.name, self.source, self.image_root = name, json_file, image_root
-        self._copy, self._drop_faulty, self._prepare = copy, drop_faulty, prepare
+        self._copy, self._drop_faulty, self._with_masks = copy, drop_faulty, with_masks
+        self._prepare = prepare
         self._facts: dict[str, Any] | None = None
 
     def prepare(self) -> None:
@@ -116,7 +120,7 @@ class CocoSource:
                 dropped.
         """
         self.prepare()
-        file = read_coco_file(self.source, self.image_root)
+        file = read_coco_file(self.source, self.image_root, with_masks=self._with_masks)
         faults = file.annotations.faults()
         dropped = int((faults >= 0).sum())
         if dropped and not self._drop_faulty:
@@ -202,6 +206,7 @@ def register_coco(
     *,
     copy: str = "",
     drop_faulty: bool = False,
+    with_masks: bool = False,
     prepare: Callable[[], None] | None = None,
     **metadata: Any,
 ) -> None:
@@ -217,11 +222,18 @@ def register_coco(
         copy: where a normalised copy is written, if one is needed; "": evaluators read the
             original.
         drop_faulty: drop faulty annotations instead of raising an error.
+        with_masks: check and keep ``segmentation``.
         prepare: makes the files unless they exist.
         metadata: further keys of the metadata.
     """
     source = CocoSource(
-        name, json_file, image_root, copy=copy, drop_faulty=drop_faulty, prepare=prepare
+        name,
+        json_file,
+        image_root,
+        copy=copy,
+        drop_faulty=drop_faulty,
+        with_masks=with_masks,
+        prepare=prepare,
     )
     DatasetCatalog.register(name, source.load)
     MetadataCatalog[name] = CocoMetadata(name=name)

@@ -168,7 +168,7 @@ def _orientation(image: Image.Image) -> int:
         tag = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # malformed EXIF data; the pixels can still be read
         return 1
-    return tag if isinstance(tag, int) else 1
+    return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
 def _transposed(image: Image.Image, method: Image.Transpose | None) -> Image.Image:

@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
-from .annotations import drop_faulty
+from .coco.annotations import drop_faulty
 from .images import ImageError
 from .patches import build_mapper
 from .sampler import SeededBatchSampler, sample_seeds
@@ -132,7 +132,7 @@ class _MappedImages(Dataset[dict[str, Any]]):
             mapped = self._map(self._records[index % len(self)])
             if mapped is not None:
                 return mapped
-        raise ValueError("The mapper returned None for every image of the data set")
+        raise ValueError("no image of the data set can be used: the mapper skipped every one")
 
     def _map(self, record: dict[str, Any]) -> dict[str, Any] | None:
         name = record.pop(_DATA_SET)

@@ -67,9 +67,9 @@ class BoxEvaluator(COCOEvaluator):
         for item, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             rows = np.empty((len(instances), 6))  # x, y, width, height, score, class
-            boxes = instances.pred_boxes.tensor.float().numpy()
+            boxes = instances.pred_boxes.tensor.numpy()
             rows[:, :4] = BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
-            rows[:, 4] = instances.scores.float().numpy()
+            rows[:, 4] = instances.scores.numpy()
             rows[:, 5] = instances.pred_classes.numpy()
             check_finite(item, rows)
             self._predictions.append({"image_id": item["image_id"], "instances": rows})

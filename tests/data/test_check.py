@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
@@ -287,6 +288,64 @@ def test_faults_that_only_our_registration_can_drop(tmp_path: Path) -> None:
     cfg = make_cfg("DATASETS.TRAIN", ("foreign",), "DATASETS.BAD_ANNOTATIONS", "drop")
     with pytest.raises(ValueError, match=r"that DATASETS.COCO_FORMAT registers"):
         check_datasets(cfg)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tested", "needed"),
+    [
+        ({}, True, ""),
+        ({"area": "x", "id": 0}, False, ""),
+        ({"area": "x"}, True, "1 x 'area'"),
+        ({"id": 0}, True, "1 x annotation 'id'"),
+        ({"iscrowd": "0"}, False, "1 x 'iscrowd'"),
+        ({"segmentation": [[1, 2, 3, 4]]}, False, "1 x 'segmentation' without a polygon"),
+    ],
+)
+def test_what_detectron2_reads_itself_must_need_no_repair(
+    tmp_path: Path, changes: dict[str, Any], tested: bool, needed: str
+) -> None:
+    """Of data sets that a user registered with ``register_coco_instances``."""
+    content = coco_content([annotation(1, 1), {**annotation(2, 2), **changes}])
+    register_coco_instances("foreign", {}, str(write_coco(tmp_path, content)), str(tmp_path))
+    cfg = make_cfg("DATASETS.TRAIN", ("foreign",))
+    cfg.DATASETS.TEST = ("foreign",) if tested else ()
+    if not needed:
+        check_datasets(cfg)
+        return
+    with pytest.raises(ValueError, match=rf"needs repairs \({needed}\).*DATASETS.COCO_FORMAT"):
+        check_datasets(cfg)
+
+
+def test_exif_orientation(tmp_path: Path) -> None:
+    """The message says which setting fits; then the image is read so."""
+    record = annotation(1, 1, bbox=[1, 1, 3, 2])
+    cfg = _register(tmp_path, coco_content([record], ((6, 4),)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "1.png", exif=exif)
+    with pytest.raises(ValueError, match=r"override DATASETS.EXIF_ORIENTATION ignore$"):
+        check_datasets(cfg)
+    cfg.DATASETS.EXIF_ORIENTATION = "ignore"
+    check_datasets(cfg)
+    mapped = DetrDatasetMapper(cfg, is_train=True)(DatasetCatalog.get("pets")[0])
+    assert (mapped["width"], mapped["height"]) == (6, 4)
+
+
+def test_bad_images_are_counted_where_they_are_skipped(tmp_path: Path, caplog) -> None:
+    records = [annotation(1, 1), annotation(2, 2)]
+    cfg = _register(tmp_path, coco_content(records), "DATASETS.BAD_IMAGES", "skip")
+    (tmp_path / "1.png").unlink()
+    check_datasets(cfg)
+    assert "1 of 2 images checked will be skipped" in caplog.text
+    (tmp_path / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="no image that can be used"):
+        check_datasets(cfg)
+
+
+def test_repairs_are_counted(tmp_path: Path, caplog) -> None:
+    records = [annotation(1, 1, area=-4), {**annotation(2, 2), "iscrowd": None, "id": "b"}]
+    check_datasets(_register(tmp_path, coco_content(records)))
+    assert "repaired 1 x annotation 'id', 1 x 'iscrowd', 1 x 'area'" in caplog.text
 
 
 def test_other_processes_raise_what_the_main_one_found(monkeypatch) -> None:

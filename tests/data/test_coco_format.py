@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
 from miti_detr.data import register_coco_format
 from miti_detr.data.coco_format import prepare_files
@@ -105,4 +106,48 @@ def test_drop_keeps_faulty_annotations_from_everyone(tmp_path: Path, caplog) -> 
     cfg.DATASETS.BAD_ANNOTATIONS = "error"
     register_coco_format(cfg)
     with pytest.raises(ValueError, match="6 of 7 annotations are faulty"):
+        DatasetCatalog.get("pets")
+
+
+def test_a_sound_file_gives_the_dicts_of_detectron2(tmp_path: Path) -> None:
+    """But for the segmentation, which only masks need; images in the order of their ids."""
+    records = [
+        annotation(i, 2 - i % 2, category_id=9 if i % 3 else 5, segmentation=[[1, 1, 9, 1, 9, 9]])
+        for i in range(1, 8)
+    ]
+    content = coco_content([*records, annotation(9, 1, iscrowd=1)])
+    content["images"].reverse()
+    path = write_coco(tmp_path, content)
+    cfg = make_cfg("DATASETS.COCO_FORMAT", [_entry(tmp_path)])
+    register_coco_format(cfg)
+    expected = load_coco_json(str(path), str(tmp_path), "the same")
+    MetadataCatalog.remove("the same")
+    for record in expected:
+        for found in record["annotations"]:
+            found.pop("segmentation", None)
+    assert DatasetCatalog.get("pets") == expected
+
+
+def test_metadata_are_known_before_the_data_are_loaded(tmp_path: Path) -> None:
+    """And a data set whose file is missing has none, so that a model can be used without it."""
+    write_coco(tmp_path, coco_content([annotation(1, 1)]))
+    cfg = make_cfg("DATASETS.COCO_FORMAT", [_entry(tmp_path)])
+    register_coco_format(cfg)
+    assert MetadataCatalog.get("pets").thing_classes == ["cat", "dog"]
+    (tmp_path / "truth.json").unlink()
+    register_coco_format(cfg)
+    assert MetadataCatalog.get("pets").get("thing_classes") is None
+    assert MetadataCatalog.get("pets").json_file == str(tmp_path / "truth.json")
+
+
+def test_masks_are_kept_where_they_are_trained(tmp_path: Path) -> None:
+    square = [1, 1, 9, 1, 9, 9]
+    records = [annotation(1, 1, segmentation=[square]), annotation(2, 1, segmentation=square)]
+    write_coco(tmp_path, coco_content(records))
+    cfg = make_cfg("DATASETS.COCO_FORMAT", [_entry(tmp_path)], "MODEL.MASK_ON", True)
+    register_coco_format(cfg)
+    masks = [a["segmentation"] for a in DatasetCatalog.get("pets")[0]["annotations"]]
+    assert masks == [[square], [square]]
+    write_coco(tmp_path, coco_content([annotation(1, 1, segmentation=[])]))
+    with pytest.raises(ValueError, match="1 x 'segmentation' is neither"):
         DatasetCatalog.get("pets")

@@ -12,7 +12,12 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import TensorDataset
 
-from miti_detr.data import build_test_loader, build_train_loader, register_coco_format
+from miti_detr.data import (
+    ImageError,
+    build_test_loader,
+    build_train_loader,
+    register_coco_format,
+)
 
 from .helpers import annotation, coco_content, make_cfg, write_coco
 
@@ -147,7 +152,7 @@ def test_mapper_may_skip_an_image(cfg: CfgNode) -> None:
     ids = [d["id"] for batch in itertools.islice(loader, 11) for d in batch]
     assert 11 not in ids
     assert len(ids) == 44
-    with pytest.raises(ValueError, match="None for every image"):
+    with pytest.raises(ValueError, match="the mapper skipped every one"):
         next(iter(build_train_loader(cfg, mapper=lambda record: None)))
 
 
@@ -240,3 +245,36 @@ def test_test_loader_groups_like_shapes(cfg: CfgNode, monkeypatch) -> None:
     assert batches == [[1, 4], [2, 5], [0, 3], [6]]
     cfg.TEST.IMS_PER_BATCH = 1
     assert list(build_test_loader(cfg, "mixed", mapper=lambda d: d["image_id"])) == [[4], [5], [6]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_images_stop_or_are_skipped(cfg: CfgNode, tmp_path: Path, num_workers: int) -> None:
+    """A truncated image is named with its data set in one line, or the next one takes its place."""
+    path = tmp_path / "5.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    cfg.DATALOADER.NUM_WORKERS = num_workers
+    with pytest.raises(ImageError) as error:
+        _take(cfg, 9)
+    assert "\n" not in str(error.value)
+    assert f"data set 'pets': The image {path} cannot be read" in str(error.value)
+    assert "DATASETS.BAD_IMAGES skip" in str(error.value)
+    cfg.DATASETS.BAD_IMAGES = "skip"
+    batches = _take(cfg, 9)
+    assert 5 not in _ids(batches)
+    assert _ids(batches).count(6) > 3
+    assert _take(cfg, 3, start_iter=6) == batches[6:]  # a resume
+    seen = [item["image_id"] for batch in build_test_loader(cfg, "pets") for item in batch]
+    assert seen == [1, 2, 3, 4, 6, *range(6, 12)]
+    for name in range(1, 12):
+        (tmp_path / f"{name}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="no image of the data set can be used"):
+        _take(cfg, 1)
+
+
+def test_bad_image_keys(cfg: CfgNode) -> None:
+    cfg.DATASETS.BAD_IMAGES = "drop"
+    with pytest.raises(ValueError, match=r"BAD_IMAGES must be one of .*'skip'.* got 'drop'"):
+        build_train_loader(cfg)
+    cfg.DATASETS.EXIF_ORIENTATION = "yes"
+    with pytest.raises(ValueError, match=r"EXIF_ORIENTATION must be one of .* got 'yes'"):
+        build_train_loader(cfg)

@@ -106,6 +106,31 @@ def test_no_detections_give_nan(truth: Any, tmp_path: Path) -> None:
     assert "nan" in coco_table({name: {"bbox": results}})
 
 
+@pytest.mark.parametrize("field", ["pred_boxes", "scores"])
+def test_a_detection_that_is_not_finite_names_its_image(
+    truth: Any, tmp_path: Path, field: str
+) -> None:
+    evaluator = BoxEvaluator(truth[0], str(tmp_path))
+    evaluator.reset()
+    instances = Instances((SIZE, SIZE), pred_boxes=Boxes(torch.ones(2, 4)))
+    instances.scores, instances.pred_classes = torch.ones(2), torch.zeros(2, dtype=torch.long)
+    bad = instances.pred_boxes.tensor if field == "pred_boxes" else instances.scores
+    bad[1] = float("nan")
+    item = {"image_id": 3, "file_name": "images/3.png"}
+    with pytest.raises(ValueError, match=r"1 of 2 detections of the image images/3\.png are not f"):
+        evaluator.process([item], [{"instances": instances}])
+
+
+def test_an_image_that_comes_twice_counts_once(truth: Any, tmp_path: Path) -> None:
+    """As the loader returns it in place of one that cannot be read."""
+    name, boxes = truth
+    once = _run(BoxEvaluator(name, str(tmp_path)), boxes)
+    evaluator = BoxEvaluator(name, str(tmp_path))
+    process = evaluator.process
+    evaluator.process = lambda *batch: [process(*batch) for _ in range(2)]  # type: ignore
+    assert _run(evaluator, boxes) == pytest.approx(once, nan_ok=True)
+
+
 def test_falls_back_to_pycocotools(
     truth: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,8 @@ from detectron2.utils.file_io import PathManager
 
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
+_TOO_LARGE = 10**9  # pixels along a side
+
 
 def read_coco_json(path: str | Path, repairs: Counter[str] | None = None) -> dict[str, Any]:
     """Read a file in COCO format and check its structure.
@@ -27,7 +29,10 @@ def read_coco_json(path: str | Path, repairs: Counter[str] | None = None) -> dic
     """
     repairs = Counter() if repairs is None else repairs
     try:
-        data = Path(PathManager.get_local_path(str(path))).read_bytes()
+        local = Path(PathManager.get_local_path(str(path)))
+        if local.exists() and not local.is_file():  # reading a named pipe would block
+            raise OSError("it is not a regular file")
+        data = local.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The annotation file {path} does not exist") from error
     except OSError as error:
@@ -81,10 +86,10 @@ def _repair_image_sizes(
     for image in images:
         for field in ("width", "height"):
             value = image[field]
-            if type(value) is int and value > 0:
+            if type(value) is int and 0 < value < _TOO_LARGE:
                 continue
             number = to_number(value)
-            if not (number > 0 and number.is_integer()):
+            if not (0 < number < _TOO_LARGE and number.is_integer()):
                 raise ValueError(
                     f"{path}: image {image['id']!r:.50} has no valid width and height: "
                     f"'{field}' is {value!r:.50}. Both must be positive integers"

@@ -11,8 +11,9 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from .annotations import Annotations, to_boxes, to_flags
-from .coco_ids import IdTable, canonical, number_annotations
-from .coco_json import read_coco_json, to_number
+from .ids import IdTable, canonical, number_annotations
+from .masks import normalise_mask
+from .structure import read_coco_json, to_number
 
 _NO_GROUP = ("", "none", "null")  # what exporters write as the super-category of a root
 
@@ -33,6 +34,7 @@ class CocoFile:
         annotation_ids: (A) positive integers.
         annotations: (A) the fields that are used, as arrays.
         areas: (A) float64 square pixels, positive where the box is.
+        masks: (A) see :func:`~miti_detr.data.coco.masks.normalise_mask`; None if they are not used.
         is_annotated: False for test sets without published annotations.
         repairs: what had to be repaired, and how often; empty if every tool can read the file.
     """
@@ -48,14 +50,15 @@ class CocoFile:
     annotation_ids: Sequence[int]
     annotations: Annotations
     areas: np.ndarray
+    masks: Sequence[Any] | None
     is_annotated: bool
     repairs: Counter[str]
 
     def to_dicts(self, image_root: str) -> list[dict[str, Any]]:
         """Detectron2 dataset dicts in the order of the image ids, without faulty annotations.
 
-        Boxes only: a ``segmentation`` or key points, which Detectron2's own loader would judge an
-        annotation by, are left out.
+        Key points are left out, and so is the ``segmentation`` unless masks are used; Detectron2's
+        own loader drops an annotation because of them, even where only boxes are trained.
         """
         dicts = [
             {
@@ -74,6 +77,7 @@ class CocoFile:
                     "bbox": self.records[index]["bbox"],
                     "category_id": category,
                     "bbox_mode": BoxMode.XYWH_ABS,
+                    **self._mask(index),
                 }
             )
         return sorted(dicts, key=lambda record: record["image_id"])
@@ -100,10 +104,14 @@ class CocoFile:
                     "bbox": self.records[index]["bbox"],
                     "area": float(self.areas[index]),
                     "iscrowd": crowd,
+                    **self._mask(index),
                 }
                 for index, image, category, crowd in self._sound()
             ]
         return content
+
+    def _mask(self, index: int) -> dict[str, Any]:
+        return {} if self.masks is None else {"segmentation": self.masks[index]}
 
     def _sound(self) -> Sequence[tuple[int, int, int, int]]:
         """Index, image, category and crowd flag of the annotations without a fault."""
@@ -113,7 +121,7 @@ class CocoFile:
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def read_coco_file(path: str, image_root: str = "") -> CocoFile:
+def read_coco_file(path: str, image_root: str = "", *, with_masks: bool = False) -> CocoFile:
     """Read and normalise an annotation file in COCO format.
 
     Repaired are ids (texts, floats, null, negative or repeated ones), ``iscrowd`` and ``ignore``
@@ -123,6 +131,7 @@ def read_coco_file(path: str, image_root: str = "") -> CocoFile:
     Args:
         path: JSON file.
         image_root: folder of the images, to decide between two forms of a file name.
+        with_masks: check and keep ``segmentation``.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -145,6 +154,9 @@ def read_coco_file(path: str, image_root: str = "") -> CocoFile:
     annotations, areas = _annotations(
         path, images, image_table, records, raw_category, category, repairs
     )
+    masks = _masks(records, annotations, repairs) if with_masks else None
+    if masks is not None:
+        annotations.no_mask[:] = [mask is None for mask in masks]
     return CocoFile(
         path=path,
         images=images,
@@ -157,6 +169,7 @@ def read_coco_file(path: str, image_root: str = "") -> CocoFile:
         annotation_ids=annotation_ids,
         annotations=annotations,
         areas=areas,
+        masks=masks,
         is_annotated="annotations" in content,
         repairs=+repairs,  # without zeros
     )
@@ -191,6 +204,7 @@ def _annotations(
         boxes=boxes,
         crowd=crowd,
         ignore=ignore != 0,
+        no_mask=np.zeros(len(records), dtype=bool),
         sizes=sizes,
     )
     return annotations, areas
@@ -284,6 +298,20 @@ def _repair_file_names(
                     image["file_name"] = other
                     repairs["'file_name'"] += 1
                 break
+
+
+def _masks(
+    records: Sequence[dict[str, Any]], annotations: Annotations, repairs: Counter[str]
+) -> list[Any]:
+    """The masks of the annotations; None for those without one."""
+    masks: list[Any] = []
+    for record, image in zip(records, annotations.image.tolist(), strict=True):
+        value = record.get("segmentation")
+        width, height = annotations.sizes[image].astype(int).tolist() if image >= 0 else (0, 0)
+        masks.append(normalise_mask(value, (width, height)))
+        is_runs = isinstance(masks[-1], dict)
+        repairs["'segmentation'"] += masks[-1] not in (None, value) and not is_runs
+    return masks
 
 
 def _areas(

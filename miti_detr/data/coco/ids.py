@@ -5,12 +5,14 @@ match", and faster-coco-eval takes integers only.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 _LARGEST = 2**53  # integers up to here are exact in the float64 arrays of pycocotools
+_INTEGER = re.compile(r"[+-]?[0-9]{1,30}(\.0*)?")
 
 
 class IdTable:
@@ -102,11 +104,9 @@ def canonical(value: Any) -> Any:
         return ("bool", value)
     if isinstance(value, str):
         text = value.strip()
-        try:
-            number = float(text)
-        except ValueError:
-            return text
-        return int(number) if number.is_integer() and abs(number) <= _LARGEST else text
+        if _INTEGER.fullmatch(text):
+            return int(text.partition(".")[0])
+        return text
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from .coco_json import to_number
+from .structure import to_number
 
 # Kinds of faults, worst first. An annotation is counted under the first kind that applies.
 FAULTS = (
@@ -21,6 +21,7 @@ FAULTS = (
     "unknown category id",
     "'ignore' is set, which Detectron2 does not support",
     "'iscrowd' is neither 0 nor 1",
+    "'segmentation' is neither polygons nor a run-length encoding of the image's size",
     "box is not four finite numbers",
     "box of zero or negative size",
     "box outside the image",
@@ -48,6 +49,7 @@ class Annotations:
         boxes: (A, 4) float64 xyxy in pixels; NaN where they cannot be read.
         crowd: (A) int64 0 or 1; -1 if it cannot be read.
         ignore: (A) bool.
+        no_mask: (A) bool: masks are trained, and this annotation has none that can be read.
         sizes: (M, 2) float64 width and height in pixels; NaN if unknown.
     """
 
@@ -61,6 +63,7 @@ class Annotations:
     boxes: np.ndarray
     crowd: np.ndarray
     ignore: np.ndarray
+    no_mask: np.ndarray
     sizes: np.ndarray
 
     def faults(self) -> np.ndarray:
@@ -72,6 +75,7 @@ class Annotations:
             self.category < 0,
             self.ignore,
             self.crowd < 0,
+            self.no_mask,
             ~np.isfinite(self.boxes).all(axis=1),
             (high <= low).any(axis=1),
             ((low >= size) | (high <= 0)).any(axis=1),
@@ -144,6 +148,7 @@ def annotations_of_dicts(
         boxes=boxes,
         crowd=crowd,
         ignore=np.zeros(len(pairs), dtype=bool),
+        no_mask=np.zeros(len(pairs), dtype=bool),
         sizes=to_sizes(dicts),
     )
 

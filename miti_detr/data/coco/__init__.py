@@ -1,0 +1,1 @@
+"""Annotation files in COCO format: structure, ids, fields, and the normalised content."""
