@@ -1,7 +1,8 @@
 """Registration of the data sets of a config, for pipelines that do not call ours.
 
 Detectron2's own trainer and scripts build the model before the data, so the model registers what
-``DATASETS.COCO_FORMAT`` defines. ``modeling`` does not import ``data``; this module links them.
+``DATASETS.COCO_FORMAT`` and ``UNLABELED`` define. ``modeling`` does not import ``data``; this
+module links them.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,9 @@ def register_missing(cfg: CfgNode) -> None:
     Raises:
         ValueError: a definition is not valid.
     """
-    defined = {str(entry[0]) for entry in cfg.DATASETS.COCO_FORMAT if entry}
+    defined = {
+        str(entry[0]) for entry in (*cfg.DATASETS.COCO_FORMAT, *cfg.DATASETS.UNLABELED) if entry
+    }
     used = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     if any(name not in DatasetCatalog for name in defined & used):
         for register in REGISTRARS:

@@ -176,6 +176,8 @@ def _add_data_keys(cfg: CN) -> None:
     # Data sets to register: a list of [name, annotation json in COCO format, image folder], and of
     # [name, image folder] for images without labels
     cfg.DATASETS.COCO_FORMAT = []
+    # The same for image folders only: a list of [name, image folder]
+    cfg.DATASETS.UNLABELED = []
     # Share of the images of TRAIN that is used, evenly spread, in (0, 1]
     cfg.DATASETS.TRAIN_SHARE = 1.0
     # What to do with a faulty annotation (empty box, unknown category): error | drop

@@ -42,7 +42,9 @@ def register_coco_format(cfg: CfgNode) -> None:
             changes nothing.
 
     Raises:
-        ValueError: an entry is not such a triple, or its name belongs to another data set.
+        ValueError: an entry is neither such a triple nor one of
+            :func:`~miti_detr.data.unlabeled.register_unlabeled`, or its name belongs to another
+            data set.
     """
     check_bad_annotations_key(cfg)
     for entry in cfg.DATASETS.COCO_FORMAT:

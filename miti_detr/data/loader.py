@@ -104,6 +104,8 @@ def build_test_loader(
         A loader of lists of what the mapper returns; the last one may be shorter.
     """
     dicts = _load_dicts(cfg, [dataset_name])
+    for index, record in enumerate(dicts):
+        record.setdefault("image_id", index)  # as Detectron2 numbers them for the evaluator
     if cfg.TEST.IMS_PER_BATCH > 1:
         dicts = sorted(dicts, key=_shape)
     mapper = build_mapper(cfg, is_train=False) if mapper is None else mapper

@@ -1,4 +1,4 @@
-"""Unlabelled images for pre-training: patches of an image, and where they come from.
+"""Patches of unlabelled images, for pre-training.
 
 Source: dddzg/up-detr ``datasets/selfdet.py`` at 44c0c6e.
 """
@@ -22,13 +22,13 @@ from .mapper import DetrDatasetMapper, build_augmentations, get_orientation
 
 logger = logging.getLogger(__name__)
 
-MIN_SIDE = 8  # of a patch, and of what a patch leaves of a side of its image, pixels
+MIN_SIDE = 8  # pixels: least side of a patch, and least difference from the image's side
 PATCH_CLASS = 1  # of two; see miti_detr.modeling.pretrain
 _FIRST_NAMED = 10  # skipped images that are named in the log, by each process
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> "DetrDatasetMapper | PatchDatasetMapper":
-    """The mapper of a config: of patches where ``INPUT.PATCHES.NUMBER`` is set, else of objects."""
+    """The mapper of a config: for patches if ``INPUT.PATCHES.NUMBER`` is set, else for objects."""
     if cfg.INPUT.PATCHES.NUMBER > 0:
         return PatchDatasetMapper(cfg, is_train=is_train)
     return DetrDatasetMapper(cfg, is_train=is_train)
@@ -37,7 +37,8 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> "DetrDatasetMapper | PatchData
 def sample_patch_boxes(width: int, height: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """Draw boxes in an image; they may overlap.
 
-    Width, height and position are uniform: 8 pixels at least, 8 fewer than the image at most.
+    Width and height are uniform between 8 pixels and 8 fewer than the image; the position is
+    uniform.
 
     Args:
         width: of the image, pixels.
@@ -52,7 +53,9 @@ def sample_patch_boxes(width: int, height: int, count: int, rng: np.random.Gener
         ValueError: a side of the image has 16 pixels or fewer.
     """
     if min(width, height) <= 2 * MIN_SIDE:
-        raise ValueError(f"{width} x {height} pixels are too few: needed are {2 * MIN_SIDE + 1}")
+        raise ValueError(
+            f"it is {width} x {height} pixels; a patch needs at least {2 * MIN_SIDE + 1}"
+        )
     w = rng.integers(MIN_SIDE, width - MIN_SIDE, count, endpoint=True)
     h = rng.integers(MIN_SIDE, height - MIN_SIDE, count, endpoint=True)
     x, y = rng.integers(0, width - w), rng.integers(0, height - h)
@@ -60,7 +63,7 @@ def sample_patch_boxes(width: int, height: int, count: int, rng: np.random.Gener
 
 
 def build_patch_transform(size: int, is_train: bool) -> transforms.Compose:
-    """What a patch goes through, as a picture: resize, and in training colours and blur.
+    """The transform of a patch: resize, and in training change of colours and blur.
 
     Args:
         size: side of the result, pixels.
@@ -77,10 +80,10 @@ def build_patch_transform(size: int, is_train: bool) -> transforms.Compose:
 
 
 class PatchDatasetMapper:
-    """Reads an image, draws patches of it, and makes boxes of where they come from.
+    """Reads an image, and draws patches and their boxes.
 
     Annotations are ignored. An image that cannot be read, or is too small for a patch, is skipped
-    (None) and counted in the log. Outside training the patches of an image are always the same.
+    (None) and counted in the log. In evaluation, the patches of an image are always the same.
 
     Attributes:
         skipped: images skipped by this copy of the mapper.
@@ -100,8 +103,8 @@ class PatchDatasetMapper:
         """Take built parts; ``PatchDatasetMapper(cfg, is_train=...)`` builds them.
 
         Args:
-            is_train: draw anew each time, and change the colours of the patches.
-            augmentations: of the image, not of the patches; none of them may cut a box away.
+            is_train: draw other patches each time, and change their colours.
+            augmentations: applied to the image, not to the patches; none may cut off a box.
             image_format: ``RGB`` or ``BGR``.
             orientation: ``apply`` or ``ignore`` the EXIF orientation.
             num_patches: M.
@@ -169,7 +172,7 @@ class PatchDatasetMapper:
         output["image"] = self._to_tensor(Image.fromarray(augmented.image))
         output["instances"] = Instances(
             augmented.image.shape[:2],
-            # Of integers, Detectron2's transforms would make integers.
+            # Detectron2's transforms would round integers.
             gt_boxes=Boxes(torch.from_numpy(moves.apply_box(boxes.astype(float))).float()),
             gt_classes=torch.full((len(boxes),), PATCH_CLASS),
         )
@@ -177,7 +180,7 @@ class PatchDatasetMapper:
         return output
 
     def _rng(self, file: str) -> np.random.Generator:
-        """Of the loader's seed in training, of the file's name otherwise."""
+        """Seeded by the loader in training, otherwise by the file's name."""
         if self.is_train:
             return np.random.default_rng(np.random.randint(2**31))
         return np.random.default_rng(zlib.crc32(file.rpartition("/")[2].encode()))
@@ -193,7 +196,7 @@ class PatchDatasetMapper:
 
 
 class _GaussianBlur:
-    """Blur by a Gaussian of random width; torchvision's own needs an odd kernel size instead."""
+    """Gaussian blur of random width; torchvision's needs a kernel size instead."""
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high

@@ -1,8 +1,8 @@
-"""Which images make up which training batch: a pure function of the seed and the iteration.
+"""The images of each training batch: a pure function of the seed and the iteration.
 
-Words: a *pass* is one shuffled run through the data set; a *global batch* is what all processes
-together train on in one iteration; the *position* of a sample is ``iteration * global batch size +
-its place in the global batch``.
+A *pass* is one shuffled run through the data set. A *global batch* is what all processes together
+train on in one iteration. The *position* of a sample is ``iteration * global batch size + its place
+in the global batch``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,16 +17,16 @@ _PASS_STREAM, _SAMPLE_STREAM = 0, 1  # keep the draws of the order and of the au
 class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
     """Endless batches of (position, index of the image), the same for any number of processes.
 
-    The images of each group (landscape and portrait, or all) are shuffled anew in each pass and cut
-    into global batches; a batch comes when its last image does, as in Detectron2's aspect-ratio
-    grouping, and may reach over the end of a pass. Every process takes its own contiguous slice of
-    each global batch.
+    Each pass shuffles the images of each group (landscape and portrait, or all) and cuts them into
+    global batches. A batch is returned when its last image comes up, as in Detectron2's
+    aspect-ratio grouping, and may extend over the end of a pass. Every process takes its own
+    contiguous slice of each global batch.
 
-    Starting late is quick: how many batches each pass completes follows from the sizes of the
-    groups alone.
+    Starting at a late iteration is quick, because the sizes of the groups determine how many
+    batches each pass completes.
 
     Attributes:
-        start_iter: the iteration whose batch comes first; set it before the iteration begins.
+        start_iter: the iteration of the first batch; set it before the iteration begins.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
         """Make a sampler for one process.
 
         Args:
-            groups: (M) the group of each image; a batch is of one group. All zero: no grouping.
+            groups: (M) the group of each image; a batch has images of one group. All zero: no
+                grouping.
             batch_size: images in a global batch.
             seed: not negative.
             rank: of this process.
@@ -50,14 +51,14 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
             start_iter: see the attribute.
 
         Raises:
-            ValueError: if there are no images, the seed is negative, or the batch cannot be
-                divided.
+            ValueError: there are no images, the seed is negative, or the batch cannot be divided
+                among the processes.
         """
         if len(groups) == 0:
             raise ValueError("There are no training images")
         if seed < 0:
             raise ValueError(
-                f"SEED {seed} stands for a random one: draw it before the data loader is built"
+                f"SEED {seed} means a random seed. Draw it before the data loader is built"
             )
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -108,7 +109,7 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
         return torch.randperm(len(self._groups), generator=generator).numpy()
 
     def _batches_of_pass(self, number: int) -> list[np.ndarray]:
-        """The global batches completed in a pass, in the order in which they are."""
+        """The global batches completed in a pass, in their order."""
         order = self._order(number)
         batches: list[tuple[int, np.ndarray]] = []
         for group, size in self._sizes.items():

@@ -1,8 +1,8 @@
-"""The built-in data set ``shapes``: deterministic pictures in COCO format, made on first use.
+"""The built-in data set ``shapes``: deterministic pictures in COCO format, rendered on first use.
 
-Boxes, areas and polygons describe the whole shape, also where a later shape covers a part of it.
-All numbers in the JSON files are multiples of a quarter pixel (areas: of 1/32 square pixel), so
-they are exact.
+Boxes, areas and polygons describe the whole shape, even if a later shape covers a part of it. All
+numbers in the JSON files are multiples of a quarter pixel (areas: of 1/32 square pixel), so they
+are exact.
 """
 
 import json
@@ -28,28 +28,28 @@ _LOG_EVERY = 500  # images
 
 
 def render_shapes(folder: str | Path, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL) -> None:
-    """Write ``{train,val}.json`` and ``{train,val}/000001.png``, ... unless they are there.
+    """Write ``{train,val}.json`` and ``{train,val}/000001.png``, ... unless they exist.
 
     The folder appears whole or not at all. Several processes may call this at once: one renders,
     the others wait.
 
     Args:
-        folder: where the data set shall be; made together with its parents.
+        folder: of the data set; made together with its parents.
         num_train: number of training images.
         num_val: number of validation images.
 
     Raises:
-        OSError: if the disk has too little room, with the needed and the free size.
-        FileExistsError: if the folder holds something else.
+        OSError: the disk has too little room; with the needed and the free size.
+        FileExistsError: the folder holds something else.
     """
     folder = Path(folder)
-    if _is_complete(folder):  # before the lock: the place may be read-only
+    if _is_complete(folder):  # before the lock: the folder may be read-only
         return
     with file_lock(os.path.abspath(folder)):
         if _is_complete(folder):
             return
         if folder.exists():
-            raise FileExistsError(f"{folder} is not the data set 'shapes': move it away")
+            raise FileExistsError(f"{folder} is not the data set 'shapes'. Move it away")
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
         counts = {"train": num_train, "val": num_val}
@@ -92,7 +92,7 @@ def _check_disk(folder: Path, counts: dict[str, int]) -> None:
     if free < needed:
         raise OSError(
             f"The data set 'shapes' needs {needed / 1e6:.1f} MB in {folder.parent}, where "
-            f"{free / 1e6:.1f} MB are free: make room, or point the environment variable "
+            f"{free / 1e6:.1f} MB are free. Make room, or point the environment variable "
             "DETECTRON2_DATASETS to another disk"
         )
 

@@ -1,4 +1,4 @@
-"""Images without labels: folders of images as data sets, and what is checked of them."""
+"""Images without labels: folders of images as data sets, and their checks."""
 
 import logging
 import os
@@ -16,25 +16,32 @@ logger = logging.getLogger(__name__)
 
 
 def register_unlabeled(cfg: CfgNode) -> None:
-    """Register the image folders of ``DATASETS.COCO_FORMAT`` with Detectron2.
+    """Register the image folders of a config with Detectron2.
 
-    These are its entries of the form ``[name, image folder]``; all images in the folder and below
-    it belong to the data set. Nothing is read yet. As an override::
+    These are the entries ``[name, image folder]`` of ``DATASETS.UNLABELED`` and of
+    ``DATASETS.COCO_FORMAT``. All images in the folder and below it belong to the data set. Nothing
+    is read yet. As an override::
 
-        DATASETS.COCO_FORMAT "[['photos', 'data/photos']]" DATASETS.TRAIN "('photos',)"
+        DATASETS.UNLABELED "[['photos', 'data/photos']]" DATASETS.TRAIN "('photos',)"
 
     Args:
         cfg: every process calls this with the same config. Calling it again with the same entries
             changes nothing.
 
     Raises:
-        ValueError: if a name is already that of another data set.
+        ValueError: an entry of ``UNLABELED`` is not such a pair, or its name belongs to another
+            data set.
     """
-    for entry in cfg.DATASETS.COCO_FORMAT:
+    entries = cfg.DATASETS.UNLABELED
+    for entry in entries:
         if not is_entry(entry, 2):
-            continue
+            raise ValueError(
+                "DATASETS.UNLABELED must be a list of [name, image folder], such as "
+                f"\"[['photos','images']]\"; got the entry {entry!r}"
+            )
+    for entry in (*entries, *(e for e in cfg.DATASETS.COCO_FORMAT if is_entry(e, 2))):
         name, root = entry[0], os.path.abspath(os.path.expanduser(entry[1]))
-        forget_earlier("DATASETS.COCO_FORMAT", name, ("", root))
+        forget_earlier("DATASETS.UNLABELED", name, ("", root))
         DatasetCatalog.register(name, partial(list_images, root))
         MetadataCatalog.get(name).set(image_root=root, coco_format=("", root))
 
@@ -43,11 +50,11 @@ def list_images(root: str) -> list[dict[str, Any]]:
     """Dataset dicts of all images in a folder and below it, in the order of their paths.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there are no images in it.
+        FileNotFoundError: the folder does not exist.
+        ValueError: the folder has no images.
     """
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"DATASETS.COCO_FORMAT: there is no folder {root}")
+        raise FileNotFoundError(f"DATASETS.UNLABELED: the folder {root} does not exist")
     files = sorted(
         os.path.join(folder, name)
         for folder, _, names in os.walk(root, followlinks=True)
@@ -55,35 +62,35 @@ def list_images(root: str) -> list[dict[str, Any]]:
         if name.lower().endswith(IMAGE_SUFFIXES)
     )
     if not files:
-        raise ValueError(f"DATASETS.COCO_FORMAT: {root} has no images ({' '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"DATASETS.UNLABELED: {root} has no images ({' '.join(IMAGE_SUFFIXES)})")
     return [{"file_name": file, "image_id": index} for index, file in enumerate(files)]
 
 
 def check_unlabeled(names: list[str]) -> None:
-    """Check data sets whose labels are ignored; images that will be skipped are counted.
+    """Check data sets whose labels are ignored, and count the images that will be skipped.
 
     Args:
         names: of registered data sets.
 
     Raises:
-        ValueError: a name is not registered, or no image of a data set is of any use.
-        FileNotFoundError: there is no such folder.
+        ValueError: a name is not registered, or no image of a data set can be used.
+        FileNotFoundError: a folder does not exist.
     """
     for name in names:
         if name not in DatasetCatalog:
             raise ValueError(
-                f"The data set {name!r} is not registered: correct DATASETS.TRAIN or "
-                "DATASETS.TEST, or add [name, image folder] to DATASETS.COCO_FORMAT"
+                f"The data set {name!r} is not registered. Correct DATASETS.TRAIN or "
+                "DATASETS.TEST, or add [name, image folder] to DATASETS.UNLABELED"
             )
         prepare_files(name)
         files = [record["file_name"] for record in DatasetCatalog.get(name)]
         faults, opened = find_faults(files, _fault)
         if len(faults) == opened:
-            raise ValueError(f"The data set {name!r} has no image to learn from: {faults[0]}")
-        logger.info("%s: %d images, their labels are not used", name, len(files))
+            raise ValueError(f"The data set {name!r} has no image that can be used: {faults[0]}")
+        logger.info("%s: %d images; their labels are not used", name, len(files))
         if faults:
             logger.warning(
-                "%s: %d of %d images looked at will be skipped, the first: %s",
+                "%s: %d of %d images checked will be skipped. The first: %s",
                 name,
                 len(faults),
                 opened,
@@ -92,7 +99,7 @@ def check_unlabeled(names: list[str]) -> None:
 
 
 def _fault(file: str) -> str:
-    """Why an image will be skipped, as far as its header tells; or ""."""
+    """Why an image will be skipped, as far as its header shows, or ""."""
     if "://" in file:
         return ""
     try:

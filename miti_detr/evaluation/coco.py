@@ -45,8 +45,17 @@ class BoxEvaluator(COCOEvaluator):
             fast: use faster-coco-eval if it is installed, else pycocotools. Both return the same
                 numbers.
         """
-        super().__init__(dataset_name, ("bbox",), True, output_dir, use_fast_impl=False)
-        self._eval_class = eval_class(fast)
+        super().__init__(
+            dataset_name,
+            ("bbox",),
+            True,
+            output_dir,
+            use_fast_impl=False,
+            allow_cached_coco=False,  # the data may have changed since the last run
+        )
+        # faster-coco-eval finds nothing where the ids of images are texts.
+        integers = all(type(image_id) is int for image_id in self._coco_api.getImgIds())
+        self._eval_class = eval_class(fast and integers)
 
     @property
     def is_fast(self) -> bool:

@@ -242,11 +242,20 @@ def test_unregistered_and_empty() -> None:
         check_datasets(make_cfg(), eval_only=True)
 
 
-def _own_function(folder: Path, *boxes: tuple[list[float], int, BoxMode]) -> CfgNode:
+def test_own_function_with_a_flag_that_detectron2_cannot_read(tmp_path: Path) -> None:
+    cfg = _own_function(tmp_path, ([2, 3, 8, 9], 0, BoxMode.XYXY_ABS), iscrowd=None)
+    with pytest.raises(ValueError, match="1 x 'iscrowd' is neither 0 nor 1"):
+        check_datasets(cfg)
+
+
+def _own_function(
+    folder: Path, *boxes: tuple[list[float], int, BoxMode], iscrowd: Any = 0
+) -> CfgNode:
     """A config that trains on dicts that a user's own function makes."""
     write_coco(folder, coco_content([]))
     annotations = [
-        {"bbox": box, "category_id": label, "bbox_mode": mode} for box, label, mode in boxes
+        {"bbox": box, "category_id": label, "bbox_mode": mode, "iscrowd": iscrowd}
+        for box, label, mode in boxes
     ]
     record = {"file_name": str(folder / "1.png"), "width": 20, "height": 30, "image_id": 1}
     DatasetCatalog.register("own", lambda: [{**record, "annotations": annotations}])

@@ -77,7 +77,7 @@ def test_bad_key() -> None:
 
 
 def test_drop_keeps_faulty_annotations_from_everyone(tmp_path: Path, caplog) -> None:
-    """Loader and evaluator read the same copy, which holds the sound annotation alone."""
+    """Loader and evaluator read the same copy, which holds only the sound annotation."""
     bad = [
         annotation(2, 1, category_id=6),
         annotation(3, 1, bbox=[1, 1, 0, 5]),

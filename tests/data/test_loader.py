@@ -26,7 +26,7 @@ SIZES = tuple((20 + i, 30 - i) for i in range(11))  # (width, height): six portr
 
 @pytest.fixture
 def cfg(tmp_path: Path) -> CfgNode:
-    """11 images, the first without objects, the second with a crowd alone."""
+    """11 images, the first without objects, the second with only a crowd."""
     records = [annotation(i, i, iscrowd=int(i == 2)) for i in range(2, 12)]
     path = write_coco(tmp_path, coco_content(records, SIZES))
     cfg = make_cfg(
@@ -137,7 +137,7 @@ def test_all_generators_are_seeded_for_each_sample(cfg: CfgNode) -> None:
 
 @pytest.mark.parametrize(("filtered", "expected"), [(False, range(1, 12)), (True, range(3, 12))])
 def test_images_without_objects(cfg: CfgNode, filtered: bool, expected: range) -> None:
-    """The first image has nothing, the second a crowd alone."""
+    """The first image has nothing, the second only a crowd."""
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filtered
     assert set(_ids(_take(cfg, 30))) == set(expected)
 
@@ -203,7 +203,7 @@ def test_records_that_cannot_be_grouped_or_listed(cfg: CfgNode) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_test_loader(cfg: CfgNode, num_workers: int) -> None:
-    """In order, in batches of TEST.IMS_PER_BATCH, each image once, resized alone."""
+    """In order, in batches of TEST.IMS_PER_BATCH, each image once, only resized."""
     cfg.merge_from_list(["TEST.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", num_workers])
     torch.manual_seed(0)
     state = torch.get_rng_state()

@@ -66,7 +66,7 @@ def test_sampled_boxes(width: int, height: int) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(16, 100), (100, 16)])
 def test_too_small_an_image_has_no_patch(width: int, height: int) -> None:
-    with pytest.raises(ValueError, match=f"{width} x {height} pixels are too few: needed are 17"):
+    with pytest.raises(ValueError, match=f"{width} x {height} pixels; a patch needs at least 17"):
         sample_patch_boxes(width, height, 1, np.random.default_rng(0))
 
 
@@ -112,7 +112,7 @@ def test_order_of_channels(tmp_path: Path) -> None:
         PatchDatasetMapper(make_cfg(*PATCHES, "INPUT.FORMAT", "L"), is_train=False)
 
 
-def test_patches_of_evaluation_depend_on_the_file_alone(tmp_path: Path) -> None:
+def test_patches_of_evaluation_depend_on_the_file(tmp_path: Path) -> None:
     one, same = mapped(picture(tmp_path / "x/a.png")), mapped(picture(tmp_path / "y/a.png"))
     other = mapped(picture(tmp_path / "x/b.png"))
     assert torch.equal(one["patch_boxes"], same["patch_boxes"])
@@ -150,7 +150,10 @@ def test_images_that_cannot_be_used_are_skipped_and_counted(
         assert mapper({"file_name": str(picture(tmp_path / "good.png"))}) is not None
     assert mapper.skipped == 2
     assert "broken.jpg" in caplog.text
-    assert "tiny.png: 16 x 40 pixels are too few: needed are 17 (2 skipped so far)" in caplog.text
+    assert (
+        "tiny.png: it is 16 x 40 pixels; a patch needs at least 17 (2 skipped so far)"
+        in caplog.text
+    )
 
 
 def unlabeled_cfg(folder: Path, *overrides: Any) -> Any:
@@ -179,8 +182,8 @@ def test_a_folder_is_a_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert names == ["c.JPEG", "b.png", "broken.png", "tiny.png"]
     with caplog.at_level(logging.INFO, logger="miti_detr"):
         check_datasets(cfg)
-    assert "photos: 4 images, their labels are not used" in caplog.text
-    assert "2 of 4 images looked at will be skipped, the first: " in caplog.text
+    assert "photos: 4 images; their labels are not used" in caplog.text
+    assert "2 of 4 images checked will be skipped. The first: " in caplog.text
     batches = iter(build_train_loader(cfg))
     seen = [Path(item["file_name"]).name for _ in range(4) for item in next(batches)]
     assert set(seen) == {"c.JPEG", "b.png"}
@@ -216,16 +219,16 @@ def test_which_mapper() -> None:
 
 
 def test_faults_of_folders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*gone"):
+    with pytest.raises(FileNotFoundError, match=r"folder .*gone does not exist"):
         list_images(str(tmp_path / "gone"))
     with pytest.raises(ValueError, match="has no images"):
         list_images(str(tmp_path))
     (tmp_path / "broken.png").write_bytes(b"")
     cfg = unlabeled_cfg(tmp_path)
     register_unlabeled(cfg)
-    with pytest.raises(ValueError, match=r"'photos' has no image to learn from: .*broken\.png"):
+    with pytest.raises(ValueError, match=r"'photos' has no image that can be used: .*broken\.png"):
         check_datasets(cfg)
-    with pytest.raises(ValueError, match=r"COCO_FORMAT: the name 'photos' .* Choose another name"):
+    with pytest.raises(ValueError, match=r"UNLABELED: the name 'photos' .* Choose another name"):
         register_unlabeled(unlabeled_cfg(tmp_path / "other"))
     cfg = unlabeled_cfg(tmp_path, "DATASETS.TEST", ("unknown",))
     with pytest.raises(ValueError, match="'unknown' is not registered"):
@@ -240,6 +243,6 @@ def test_a_share_of_the_training_images(tmp_path: Path) -> None:
     loader: Any = build_train_loader(cfg)
     kept = [Path(record["file_name"]).stem for record in loader.dataset._images._records]
     assert kept == ["0", "2", "5", "7"]
-    assert len(build_test_loader(cfg, "photos").dataset) == 10  # of training images alone
+    assert len(build_test_loader(cfg, "photos").dataset) == 10  # only training images are shared
     with pytest.raises(ValueError, match=r"TRAIN_SHARE is 1\.5\. It must be above 0"):
         build_train_loader(unlabeled_cfg(tmp_path, "DATASETS.TRAIN_SHARE", 1.5))

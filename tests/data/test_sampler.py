@@ -111,7 +111,7 @@ def test_seeds_of_samples_differ() -> None:
     [
         ({"batch_size": 5, "world_size": 2}, "SOLVER.IMS_PER_BATCH 5 .* number of processes, 2"),
         ({"batch_size": 0}, "SOLVER.IMS_PER_BATCH 0"),
-        ({"seed": -1}, "SEED -1 stands for a random one"),
+        ({"seed": -1}, "SEED -1 means a random seed"),
         ({"groups": []}, "no training images"),
     ],
 )

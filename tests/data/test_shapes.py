@@ -111,7 +111,7 @@ def test_full_disk(tmp_path: Path, monkeypatch) -> None:
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shapes").mkdir()
-    with pytest.raises(FileExistsError, match="move it away"):
+    with pytest.raises(FileExistsError, match="Move it away"):
         render_shapes(tmp_path / "shapes", 1, 1)
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
 
+from miti_detr.data import build_test_loader
 from miti_detr.evaluation import BoxEvaluator, build_evaluator, coco_table
 from miti_detr.evaluation.coco import RECALLS
 from tests.engine.stub import config
@@ -149,11 +151,16 @@ def test_falls_back_to_pycocotools(
     assert caplog.text.count("faster-coco-eval is not installed") == 1
 
 
-def test_evaluates_a_data_set_that_is_not_in_coco_format(tmp_path: Path) -> None:
-    """A perfect detection of the one object has AP 100."""
+@pytest.mark.parametrize("image_id", [4, "four", None])
+def test_evaluates_a_data_set_that_is_not_in_coco_format(tmp_path: Path, image_id: Any) -> None:
+    """A perfect detection of the one object has AP 100, whatever names the image."""
     name = "dicts_evaluation_test"
     box = {"bbox": [10, 20, 60, 90], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    record = {"file_name": "", "image_id": 4, "height": 100, "width": 80, "annotations": [box]}
+    file = tmp_path / "image.png"
+    Image.new("RGB", (80, 100)).save(file)
+    record = {"file_name": str(file), "height": 100, "width": 80, "annotations": [box]}
+    if image_id is not None:
+        record["image_id"] = image_id
     DatasetCatalog.register(name, lambda: [record])
     MetadataCatalog.get(name).set(thing_classes=["thing"])
     cfg = config(tmp_path, tmp_path / "out", DATASETS__COCO_FORMAT=[])
@@ -161,7 +168,8 @@ def test_evaluates_a_data_set_that_is_not_in_coco_format(tmp_path: Path) -> None
     evaluator.reset()
     instances = Instances((100, 80), pred_boxes=Boxes(torch.tensor([[10.0, 20, 60, 90]])))
     instances.scores, instances.pred_classes = torch.ones(1), torch.zeros(1, dtype=torch.long)
-    evaluator.process([record], [{"instances": instances}])
+    (batch,) = build_test_loader(cfg, name)
+    evaluator.process(batch, [{"instances": instances}])
     try:
         torch.testing.assert_close(evaluator.evaluate()["bbox"]["AP"], 100.0, rtol=0, atol=1e-9)
     finally:

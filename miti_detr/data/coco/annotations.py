@@ -26,8 +26,8 @@ FAULTS = (
     "box of zero or negative size",
     "box outside the image",
 )
-# Detectron2's loader of COCO files stops at annotations with these faults
-FATAL_FAULTS = FAULTS[1:3]
+# Detectron2's loader or evaluator stops at annotations with these faults
+FATAL_FAULTS = FAULTS[1:4]
 
 _FALSE = {"", "0", "0.0", "false", "no", "none", "null"}
 _TRUE = {"1", "1.0", "true", "yes"}
@@ -136,7 +136,10 @@ def annotations_of_dicts(
     boxes[(modes != BoxMode.XYWH_ABS) & (modes != BoxMode.XYXY_ABS)] = np.nan
     raw_category = [record.get("category_id") for _, record in pairs]
     names = [d.get("file_name", f"number {i}") for i, d in enumerate(dicts)]
-    crowd, _ = to_flags([record.get("iscrowd", 0) for _, record in pairs])
+    flags = [record.get("iscrowd", 0) for _, record in pairs]
+    crowd, repaired = to_flags(flags)
+    if repaired:  # Detectron2 reads these dicts, too, and repairs nothing
+        crowd[[not isinstance(flag, Integral | np.bool_) for flag in flags]] = -1
     return Annotations(
         source=source,
         ids=[f"{k} (in the order of the data set)" for k in range(len(pairs))],

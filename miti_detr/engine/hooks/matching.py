@@ -59,6 +59,7 @@ class MatchingRecorder(hooks.EvalHook):
             is_train=True,
             augmentations=build_augmentations(cfg, is_train=False),
             image_format=cfg.INPUT.FORMAT,
+            orientation=cfg.DATASETS.EXIF_ORIENTATION,
         )
         self._records: list[dict[str, Any]] = []
         if comm.is_main_process():
