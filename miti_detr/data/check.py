@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tabulate import tabulate
 
 from .coco.annotations import FATAL_FAULTS, FAULTS, Annotations, annotations_of_dicts, summarise
 from .coco.coco_file import CocoFile
+from .coco.structure import to_number
 from .coco_format import CocoSource, check_bad_annotations_key, coco_source, describe_repairs
 from .images import ImageError, check_size, find_faults, image_size
 from .loader import get_bad_images
@@ -127,11 +129,43 @@ def _read(cfg: CfgNode, name: str, *, trained: bool, tested: bool) -> _DataSet |
     dicts = DatasetCatalog.get(name)
     if not isinstance(dicts, list):
         return None
-    _check_images(cfg, f"data set {name}", [d for d in dicts if "file_name" in d])
+    _check_dicts(name, dicts, tested=tested)
+    files = [{**d, "file_name": os.fspath(d["file_name"])} for d in dicts]
+    _check_images(cfg, f"data set {name}", files)
     names = tuple(metadata.get("thing_classes", ()))
     num_classes = len(names) or cfg.MODEL.DETR.NUM_CLASSES
     annotations = annotations_of_dicts(dicts, f"data set {name}", num_classes)
     return _DataSet(name, annotations, names, tuple(range(len(names))))
+
+
+def _check_dicts(name: str, dicts: list[Any], *, tested: bool) -> None:
+    """Check the structure of what a user's own function returns."""
+    for i, record in enumerate(dicts):
+        if not isinstance(record, dict):
+            raise ValueError(f"data set {name}: record {i} is not a dict: {record!r:.100}")
+        if not isinstance(record.get("file_name"), str | os.PathLike):
+            raise ValueError(
+                f"data set {name}: record {i} has the 'file_name' {record.get('file_name')!r:.50}. "
+                "It must be the name of a file"
+            )
+        for field in ("width", "height"):
+            value = record.get(field, None if tested else 1)
+            if not isinstance(value, Real) or not 1 <= to_number(value) < 1e9:
+                raise ValueError(
+                    f"data set {name}: record {i} has the '{field}' {value!r:.50}. It must be a "
+                    "positive number of pixels"
+                )
+        objects = record.get("annotations", [])
+        if not isinstance(objects, Sequence) or not all(isinstance(a, dict) for a in objects):
+            raise ValueError(
+                f"data set {name}: the 'annotations' of record {i} are not a list of dicts"
+            )
+    ids = [record.get("image_id", i) for i, record in enumerate(dicts)]
+    if tested and (set(map(type, ids)) not in ({int}, {str}) or len(set(ids)) < len(ids)):
+        raise ValueError(
+            f"data set {name}: for evaluation, all 'image_id' must be different integers, or all "
+            "of them different texts"
+        )
 
 
 def _of_file(

@@ -134,7 +134,7 @@ class _MappedImages(Dataset[dict[str, Any]]):
             mapped = self._map(self._records[index % len(self)])
             if mapped is not None:
                 return mapped
-        raise ValueError("no image of the data set can be used: the mapper skipped every one")
+        raise ImageError("no image of the data set can be used: the mapper skipped every one")
 
     def _map(self, record: dict[str, Any]) -> dict[str, Any] | None:
         name = record.pop(_DATA_SET)

@@ -53,8 +53,8 @@ class BoxEvaluator(COCOEvaluator):
             use_fast_impl=False,
             allow_cached_coco=False,  # the data may have changed since the last run
         )
-        # faster-coco-eval finds nothing where the ids of images are texts.
-        integers = all(type(image_id) is int for image_id in self._coco_api.getImgIds())
+        # faster-coco-eval finds nothing where the ids of images are texts or exceed a float64.
+        integers = all(type(i) is int and abs(i) <= 2**53 for i in self._coco_api.getImgIds())
         self._eval_class = eval_class(fast and integers)
 
     @property

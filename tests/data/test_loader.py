@@ -152,7 +152,7 @@ def test_mapper_may_skip_an_image(cfg: CfgNode) -> None:
     ids = [d["id"] for batch in itertools.islice(loader, 11) for d in batch]
     assert 11 not in ids
     assert len(ids) == 44
-    with pytest.raises(ValueError, match="the mapper skipped every one"):
+    with pytest.raises(ImageError, match="the mapper skipped every one"):
         next(iter(build_train_loader(cfg, mapper=lambda record: None)))
 
 
@@ -267,7 +267,7 @@ def test_bad_images_stop_or_are_skipped(cfg: CfgNode, tmp_path: Path, num_worker
     assert seen == [1, 2, 3, 4, 6, *range(6, 12)]
     for name in range(1, 12):
         (tmp_path / f"{name}.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="no image of the data set can be used"):
+    with pytest.raises(ImageError, match=r"^no image of the data set can be used"):
         _take(cfg, 1)
 
 

@@ -19,7 +19,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,6 +30,7 @@ from tests.data.helpers import make_cfg
 
 from .budget import budget
 
+XYXY = BoxMode.XYXY_ABS
 SIZE = (40, 30)  # width, height
 BOXES = {  # file name to class and box (xywh)
     "a.png": [(0, [1, 2, 10, 12]), (1, [15, 4, 20.5, 20])],
@@ -120,7 +121,8 @@ def check_works(cfg: CfgNode) -> None:
     """Boxes of the loader against the dicts of the data set; both evaluators."""
     dicts = DatasetCatalog.get("fuzzed")
     truth = {
-        Path(d["file_name"]).name: [a for a in d["annotations"] if not a["iscrowd"]] for d in dicts
+        Path(d["file_name"]).name: [a for a in d.get("annotations", []) if not a.get("iscrowd", 0)]
+        for d in dicts
     }
     for fast in (True, False):
         metrics = evaluate(cfg, truth, BoxEvaluator("fuzzed", cfg.OUTPUT_DIR, fast=fast))
@@ -136,8 +138,8 @@ def evaluate(cfg: CfgNode, truth: dict[str, Any], evaluator: Any) -> dict[str, f
         outputs = []
         for item in batch:
             objects = truth[Path(item["file_name"]).name]
-            boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float64).reshape(-1, 4)
-            boxes[:, 2:] += boxes[:, :2]
+            corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], XYXY) for a in objects]
+            boxes = torch.tensor(corners, dtype=torch.float64).reshape(-1, 4)
             instances = Instances((item["height"], item["width"]), pred_boxes=Boxes(boxes))
             instances.scores = torch.full((len(boxes),), 0.9)
             instances.pred_classes = torch.tensor([a["category_id"] for a in objects]).long()
@@ -229,6 +231,52 @@ def test_equivalent_files_give_the_same_boxes(folder: Path, data: st.DataObject)
         return  # these floats are not exact
     assert run(folder, changed) == "works"
     assert boxes_of(folder, changed) == BOXES
+
+
+@budget
+@given(data=st.data())
+def test_any_value_in_dicts(folder: Path, data: st.DataObject) -> None:
+    """A user's own function, in which one or two fields have any other value, or are missing."""
+    records: list[Any] = [
+        {
+            **{"file_name": str(folder / name), "image_id": i, "width": SIZE[0], "height": SIZE[1]},
+            "annotations": [
+                {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": label, "iscrowd": 0}
+                for label, box in objects
+            ],
+        }
+        for i, (name, objects) in enumerate(BOXES.items())
+    ]
+    for _ in range(data.draw(st.integers(1, 2))):
+        record = data.draw(st.sampled_from(records))
+        if data.draw(st.booleans()) and isinstance(record.get("annotations"), list):
+            record = data.draw(st.sampled_from(record["annotations"] or [record]))
+        if isinstance(record, dict) and record:
+            field = data.draw(st.sampled_from(sorted(record)))
+            record[field] = data.draw(OTHER)
+            if record[field] is None and data.draw(st.booleans()):
+                del record[field]
+    cfg = make_cfg("DATASETS.TRAIN", ("fuzzed",), "DATASETS.TEST", ("fuzzed",))
+    cfg.OUTPUT_DIR = str(folder / "out")
+    cfg.DATASETS.BAD_ANNOTATIONS = data.draw(st.sampled_from(["error", "drop"]))
+    DatasetCatalog.register("fuzzed", lambda: copy.deepcopy(records))
+    MetadataCatalog.get("fuzzed").set(thing_classes=["cat", "dog"])
+    logging.disable(logging.WARNING)
+    try:
+        try:
+            check_datasets(cfg)
+        except (ValueError, OSError) as error:
+            one_line(error)
+            return
+        for batch in build_test_loader(cfg, "fuzzed"):
+            assert all(len(item["image"]) == 3 for item in batch)
+        (folder / "out").mkdir(exist_ok=True)
+        if cfg.DATASETS.BAD_ANNOTATIONS == "error":
+            check_works(cfg)
+    finally:
+        logging.disable(logging.NOTSET)
+        DatasetCatalog.remove("fuzzed")
+        MetadataCatalog.remove("fuzzed")
 
 
 @budget

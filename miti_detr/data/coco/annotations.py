@@ -238,5 +238,6 @@ def _contiguous(values: list[Any], num_classes: int | None) -> np.ndarray:
 
 
 def _box_mode(record: dict[str, Any]) -> int:
-    mode = record.get("bbox_mode")
-    return mode if isinstance(mode, int) else -1
+    mode: Any = record.get("bbox_mode")
+    known = type(mode) in (int, BoxMode) and mode in list(BoxMode)
+    return int(mode) if known else -1
