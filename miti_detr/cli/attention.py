@@ -33,7 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Draw and say where the pictures are."""
-    from miti_detr.rank.tables import load_models
+    from miti_detr.rank.models import load_models
     from miti_detr.visualize.attention_sheet import draw_attention
     from miti_detr.visualize.classes import class_table
     from miti_detr.visualize.predictions import find_images

@@ -12,7 +12,7 @@ from .arguments import fraction, positive_int, split_overrides
 
 if TYPE_CHECKING:
     from miti_detr.study.comparison import Comparison
-    from miti_detr.study.study import Study, StudyRun
+    from miti_detr.study.plan import Study, StudyRun
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparison"]:
     from miti_detr.study.comparison import compare_study
-    from miti_detr.study.study import plan_runs
-    from miti_detr.study.study_runs import run_study, study_lock, time_evaluations
+    from miti_detr.study.plan import plan_runs
+    from miti_detr.study.runs import run_study, study_lock, time_evaluations
 
     study, overrides = _study(args)
     with study_lock(output):
@@ -96,7 +96,7 @@ def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparis
 
 def _study(args: argparse.Namespace) -> tuple["Study", list[str]]:
     """The study that the arguments name, and the overrides of all arms."""
-    from miti_detr.study.study import read_study, study_of_configs
+    from miti_detr.study.plan import read_study, study_of_configs
 
     if args.study:
         study, overrides = read_study(args.study), args.overrides

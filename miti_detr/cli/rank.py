@@ -34,14 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_models(args: argparse.Namespace) -> int:
-    from miti_detr.rank.tables import (
-        comparison_table,
-        draw_chart,
-        load_models,
-        model_table,
-        rank_models,
-        write_record,
-    )
+    from miti_detr.rank.charts import draw_chart
+    from miti_detr.rank.models import load_models, rank_models, write_record
+    from miti_detr.rank.tables import comparison_table, model_table
     from miti_detr.visualize.predictions import find_images
 
     words, overrides = split_overrides(args.images)
@@ -68,7 +63,7 @@ def _run_theory(args: argparse.Namespace) -> int:
     import json
 
     from miti_detr.files import write_text
-    from miti_detr.rank.tables import plain
+    from miti_detr.rank.models import plain
     from miti_detr.rank.theory import TheorySpec
     from miti_detr.rank.theory_tables import theory, theory_tables
 

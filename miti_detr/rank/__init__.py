@@ -1,6 +1,6 @@
 """Rank collapse: how alike the tokens of an image become from layer to layer."""
 
-from .collect import StackStates, eager_evaluation, measure_rank, record_states
+from .collection import StackStates, eager_evaluation, measure_rank, record_states
 from .measures import (
     attention_entropy,
     composite_norm,

@@ -14,10 +14,10 @@ from miti_detr.engine.hooks import STEPS_FILE, read_records
 from miti_detr.engine.hooks.matching import MATCHES_FILE
 from miti_detr.visualize.curves import AP, AR, Run, read_run, run_names
 
+from .plan import Study, StudyRun, flatten
+from .run import FINISHED_FILE, START_FILE
+from .runs import EVALUATION_FILE
 from .statistics import first_reached
-from .study import Study, StudyRun, flatten
-from .study_run import FINISHED_FILE, START_FILE
-from .study_runs import EVALUATION_FILE
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 # Keys of a config that differ between runs of the same arm
@@ -148,7 +148,7 @@ def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
 
     Args:
         study: what is compared.
-        runs: of :func:`~miti_detr.study.study.plan_runs`.
+        runs: of :func:`~miti_detr.study.plan.plan_runs`.
 
     Raises:
         ValueError: no run is finished.

@@ -18,9 +18,9 @@ from miti_detr.engine import version
 from miti_detr.files import write_text
 
 from .comparison import Comparison
-from .comparison_figures import Figure, arm_styles, draw_figures
-from .comparison_tables import Table, cell_text, group_tables, runs_table
 from .differences import TRUTH, ComparedImage, draw_most_different
+from .figures import Figure, arm_styles, draw_figures
+from .tables import Table, cell_text, group_tables, runs_table
 
 # Of the paper, on COCO val2017 after 300 epochs: what our numbers stand beside
 PUBLISHED = Table(

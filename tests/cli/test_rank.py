@@ -12,7 +12,7 @@ from PIL import Image
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.cli.main import main
 from miti_detr.rank import measure_rank, theory
-from miti_detr.rank.tables import model_names
+from miti_detr.rank.models import model_names
 from tests.helpers import ROOT, tiny_config
 
 Capture = pytest.CaptureFixture[str]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from miti_detr.study.comparison import compare_runs
-from miti_detr.study.comparison_tables import cell_text
 from miti_detr.study.report import write_report
+from miti_detr.study.tables import cell_text
 from tests.study.made_runs import write_detections, write_foreign_run, write_run
 from tests.visualize.test_detections import register_images
 

@@ -1,4 +1,4 @@
-"""One run of a study, as a process of its own: ``python -m miti_detr.study.study_run``.
+"""One run of a study, as a process of its own: ``python -m miti_detr.study.run``.
 
 Takes the arguments of ``train_net.py``, and goes on where the run in ``OUTPUT_DIR`` stopped.
 """

@@ -16,7 +16,7 @@ from miti_detr.files import replacing
 from miti_detr.visualize.curves import COLOURS, smooth
 
 from .comparison import ArmResult, Comparison, RunResult
-from .comparison_tables import has_epochs, last_layer, match_changes, rank_keys, step_series
+from .series import has_epochs, last_layer, match_changes, rank_keys, step_series
 from .statistics import mean_and_spread, paired_difference
 
 Curve = tuple[np.ndarray, np.ndarray]

@@ -5,27 +5,23 @@ A cell is a text, a number, None, or what :mod:`miti_detr.study.statistics` give
 """
 
 import dataclasses
-import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .comparison import METRICS, ArmResult, Comparison, RunResult
+from .series import has_epochs, last_layer, mean_changes, rank_keys, step_series
 from .statistics import (
     SPIKE_FACTOR,
     SPIKE_WINDOW,
-    changed_share,
     largest_fall,
     loss_spikes,
     mean_and_spread,
     paired_difference,
     query_use,
 )
-
-_RANK_KEY = re.compile(r"rank/([^/]+)/layer(\d+)/([^/]+)")
 
 Cell = str | int | float | dict[str, Any] | None
 
@@ -266,20 +262,6 @@ def _matching(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None
     )
 
 
-def mean_changes(run: RunResult) -> np.ndarray:
-    """Return the share of changed matches (L,) of a run; empty with less than two records."""
-    changes = match_changes(run)[1]
-    return np.nanmean(changes, axis=0) if len(changes) else np.empty(0)
-
-
-def match_changes(run: RunResult) -> tuple[np.ndarray, np.ndarray]:
-    """Return iterations (E,) and shares (E, L) of changed matches, from the second record on."""
-    queries = [np.array(record["queries"]) for record in run.matches]
-    pairs = itertools.pairwise(queries)
-    steps = np.array([record["iteration"] for record in run.matches[1:]])
-    return steps, np.array([changed_share(before, after) for before, after in pairs])
-
-
 def _queries(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
     rows: list[list[Cell]] = []
     for arm in arms:
@@ -326,39 +308,3 @@ def _rank(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
         note="The last measured values; residual is that of equation (2) in the "
         "1,inf norm, relative to the norm of the tokens: 0 is rank one.",
     )
-
-
-def rank_keys(arms: Sequence[ArmResult]) -> dict[tuple[str, str], list[str]]:
-    """Return the metrics ``rank/STACK/layerL/MEASURE`` of any run.
-
-    Returns:
-        (stack, measure) -> keys of its layers in order.
-    """
-    records = [
-        record for arm in arms for run in arm.runs for record in run.metrics.records.values()
-    ]
-    found: dict[tuple[str, str], dict[int, str]] = {}
-    for key in sorted({key for record in records for key in record}):
-        if match := _RANK_KEY.fullmatch(key):
-            found.setdefault((match[1], match[3]), {})[int(match[2])] = key
-    return {names: [keys[i] for i in sorted(keys)] for names, keys in found.items()}
-
-
-def last_layer(run: RunResult, keys: Sequence[str]) -> str:
-    """Return the last of some keys that a run has recorded: arms may differ in depth."""
-    recorded = [key for key in keys if np.isfinite(run.final(key))]
-    return (recorded or [*keys])[-1]
-
-
-def has_epochs(arms: Sequence[ArmResult]) -> bool:
-    """Say whether all runs know the length of an epoch."""
-    return all("iterations_per_epoch" in run.facts for arm in arms for run in arm.runs)
-
-
-def step_series(run: RunResult, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return iterations and values of a training metric, of every iteration where recorded."""
-    if not run.steps:
-        return run.curve(key)
-    points = [(record["iteration"], record[key]) for record in run.steps if key in record]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return np.array(steps, dtype=int), np.array(values, dtype=float)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from miti_detr.study import study_runs
-from miti_detr.study.study import Arm, StudyRun
-from miti_detr.study.study_runs import iterations_done, run_study, study_lock
+from miti_detr.study import runs as runs_module
+from miti_detr.study.plan import Arm, StudyRun
+from miti_detr.study.runs import iterations_done, run_study, study_lock
 from tests.study.made_runs import write_lines
 
 Popen = subprocess.Popen[bytes]
@@ -17,7 +17,7 @@ Popen = subprocess.Popen[bytes]
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[StudyRun]:
-    monkeypatch.setattr(study_runs, "_POLL", 0.02)
+    monkeypatch.setattr(runs_module, "_POLL", 0.02)
     arm = Arm("a", "a.yaml")
     return [StudyRun(arm, seed, tmp_path / f"seed_{seed}", (), 100) for seed in range(4)]
 
@@ -42,7 +42,7 @@ def test_all_are_done_and_no_more_than_asked_for_at_a_time(
     runs: list[StudyRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Popen] = []
-    monkeypatch.setattr(study_runs, "_start", stand_in(FINISH, started))
+    monkeypatch.setattr(runs_module, "_start", stand_in(FINISH, started))
     runs[2].path.mkdir()
     (runs[2].path / "finished.json").write_text("{}")
     seen: list[list[str]] = []
@@ -56,14 +56,14 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     runs: list[StudyRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = f"import sys\nif 'seed_1' in sys.argv[1]: sys.exit('error: no room')\n{FINISH}"
-    monkeypatch.setattr(study_runs, "_start", stand_in(code, []))
+    monkeypatch.setattr(runs_module, "_start", stand_in(code, []))
     (failure,) = run_study(runs, jobs=4, watch=lambda done, running: None)
     assert failure.startswith("a/seed_1 ended with status 1: error: no room (see ")
 
 
 def test_ctrl_c_ends_the_processes(runs: list[StudyRun], monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Popen] = []
-    monkeypatch.setattr(study_runs, "_start", stand_in("import time; time.sleep(60)", started))
+    monkeypatch.setattr(runs_module, "_start", stand_in("import time; time.sleep(60)", started))
 
     def interrupt(done: object, running: object) -> None:
         raise KeyboardInterrupt

@@ -14,11 +14,11 @@ from detectron2.utils.events import get_event_storage
 
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.engine import NonFiniteError, Trainer, setup_config
-from miti_detr.study import study as study_module
-from miti_detr.study import study_run, study_runs
+from miti_detr.study import plan as plan_module
+from miti_detr.study import run as run_module
+from miti_detr.study import runs as runs_module
 from miti_detr.study.comparison import compare_study
-from miti_detr.study.comparison_tables import group_tables, runs_table
-from miti_detr.study.study import (
+from miti_detr.study.plan import (
     Arm,
     Study,
     StudyRun,
@@ -26,6 +26,7 @@ from miti_detr.study.study import (
     read_study,
     study_of_configs,
 )
+from miti_detr.study.tables import group_tables, runs_table
 from tests.engine.hooks.test_matching import SMALL
 from tests.helpers import ROOT
 from tests.small_shapes import small_shapes
@@ -158,7 +159,7 @@ def test_an_arm_that_was_begun_otherwise(tmp_path: Path) -> None:
 
 @pytest.fixture
 def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(study_module, "CHECKPOINT_PERIOD", 20)
+    monkeypatch.setattr(plan_module, "CHECKPOINT_PERIOD", 20)
     monkeypatch.setattr("detectron2.engine.defaults.collect_env_info", lambda: "not here")
     with small_shapes(tmp_path / "datasets"):
         yield
@@ -173,7 +174,7 @@ def train(run: StudyRun) -> None:
         ["--config-file", run.arm.config_file, *run.options]
     )
     args.rank_period = run.rank_period
-    study_run.main(args)
+    run_module.main(args)
 
 
 def tables_of(study: Study, runs: list[StudyRun]) -> str:
@@ -211,7 +212,7 @@ def test_a_killed_study_gives_the_same_tables(
             kill_at(patch, place, iteration)
             with pytest.raises(Killed):
                 train(killed)
-        assert not study_runs.is_finished(killed)
+        assert not runs_module.is_finished(killed)
     train(killed)
     assert tables_of(study, [killed]) == tables_of(study, [straight])
     assert records_of(killed) == records_of(straight)
@@ -221,7 +222,7 @@ def test_a_killed_study_gives_the_same_tables(
 def kill_at(patch: pytest.MonkeyPatch, place: str, iteration: int) -> None:
     """Let a run die on entering a function at an iteration."""
     owner, name = {
-        "step": (study_run.StopWithParent, "before_step"),
+        "step": (run_module.StopWithParent, "before_step"),
         "test": (defaults, "inference_on_dataset"),
         "save": (MitiDetrCheckpointer, "save"),
     }[place]
@@ -243,5 +244,5 @@ def test_a_run_that_diverges_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Trainer, "train", diverge)
     (run,) = plan_runs(Study("", (Arm("a", DETR, seeds=(0,)),), {}), tmp_path, WORDS)
     train(run)
-    assert study_runs.is_finished(run)
+    assert runs_module.is_finished(run)
     assert "not finite" in (run.path / "finished.json").read_text()

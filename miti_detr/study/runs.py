@@ -15,8 +15,8 @@ from benchmarks.paper import paper_row
 from benchmarks.spec import BenchSpec
 from miti_detr.files import write_text
 
-from .study import StudyRun
-from .study_run import FINISHED_FILE
+from .plan import StudyRun
+from .run import FINISHED_FILE
 
 EVALUATION_FILE = "evaluation.json"
 CONSOLE_FILE = "console.txt"
@@ -122,7 +122,7 @@ def iterations_done(run: StudyRun) -> int:
 
 def _start(run: StudyRun, threads: int) -> subprocess.Popen[bytes]:
     run.path.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "miti_detr.study.study_run"]
+    command = [sys.executable, "-m", "miti_detr.study.run"]
     arguments = ["--config-file", run.arm.config_file]
     if run.rank_period is not None:
         arguments += ["--rank-period", str(run.rank_period)]
