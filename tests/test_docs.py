@@ -33,7 +33,8 @@ from miti_detr.engine import NonFiniteError, run
 from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
 from miti_detr.modeling import MaskedBackbone
 from miti_detr.modeling.detr import build_backbone
-from miti_detr.study.plan import plan_runs, read_study
+from miti_detr.study.plan import plan_runs
+from miti_detr.study.study_file import read_study
 from tests.checkpoint.helpers import r50_config, slim
 from tests.checkpoint.test_checkpointer import RESNET18
 from tests.helpers import ROOT, training_input

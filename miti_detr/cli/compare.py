@@ -65,13 +65,17 @@ def run(args: argparse.Namespace) -> int:
         comparison = compare_runs(paths, aps=args.aps or (), threshold=threshold)
     else:
         failures, comparison = _train(args, output)
-    command = shlex.join(["miti-detr", *sys.argv[1:]])
-    studied = not args.runs
-    report = write_report(comparison, output, command=command, images=args.images, studied=studied)
+    report = write_report(
+        comparison, output, command=_command(), images=args.images, studied=not args.runs
+    )
     print(report)
     for failure in failures:
         print(f"miti-detr: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _command() -> str:
+    return shlex.join(["miti-detr", *sys.argv[1:]])
 
 
 def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparison"]:
@@ -89,14 +93,15 @@ def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparis
             time_evaluations(runs, lambda run: print(f"timing the evaluation of {run.name}"))
         except KeyboardInterrupt:
             progress.close()
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            print(f"stopped. To continue, run the same command:\n{_command()}", file=sys.stderr)
             raise
         return failures, compare_study(study, runs)
 
 
 def _study(args: argparse.Namespace) -> tuple["Study", list[str]]:
     """The study that the arguments name, and the overrides of all arms."""
-    from miti_detr.study.plan import read_study, study_of_configs
+    from miti_detr.study.plan import study_of_configs
+    from miti_detr.study.study_file import read_study
 
     if args.study:
         study, overrides = read_study(args.study), args.overrides

@@ -1,14 +1,19 @@
 """``miti-detr <command>``: runs one command and turns expected errors into one line."""
 
 import argparse
+import contextlib
 import importlib
 import logging
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-# One module of this package each, with add_parser(subparsers) and run(args) -> exit status. They
-# import what is heavy inside run, so that the help comes at once.
+from miti_detr.streams import discard_output, prepare_streams
+
+# Each is a module of this package with add_parser(subparsers) and run(args) -> exit status. Heavy
+# imports are inside run, so that the help appears at once.
 COMMANDS = (
     "predict",
     "curves",
@@ -22,8 +27,15 @@ COMMANDS = (
     "doctor",
 )
 
-# What bad input raises. Anything else is a fault of the program and keeps its traceback.
+# What bad input raises. Any other exception is a fault of the program and keeps its traceback.
 EXPECTED_ERRORS = (ValueError, KeyError, OSError, ImportError)
+INTERRUPTED = 128 + signal.SIGINT  # exit statuses, by the convention of shells
+BROKEN_PIPE = 128 + signal.SIGPIPE
+TERMINATED = 128 + signal.SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command like Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,24 +45,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``miti-detr``; None reads them from the process.
 
     Returns:
-        The exit status: 0 done, 1 an expected error (one line on standard error), 130 interrupted.
-        Wrong usage leaves with status 2 by ``SystemExit``, as argparse does.
+        The exit status: 0 done, 1 an expected error (one line on standard error), 130 after
+        Ctrl-C, 143 after SIGTERM, 141 if the reader of a pipe has gone. Wrong usage exits with
+        status 2 through ``SystemExit``, as argparse does.
     """
+    prepare_streams()
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     _take_overrides(parser, args, rest)
     logging.basicConfig(level=logging.WARNING, format="miti-detr: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     try:
-        return args.func(args)
-    except KeyboardInterrupt:
+        with _sigterm_raises():
+            status = args.func(args)
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        discard_output()
+        return BROKEN_PIPE
+    except KeyboardInterrupt as interrupt:
         print("miti-detr: interrupted", file=sys.stderr)
-        return 130
+        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     except EXPECTED_ERRORS as error:
         if args.traceback:
             raise
         print(f"miti-detr: error: {_one_line(error)}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """While entered, raise :class:`Terminated` in the main thread on SIGTERM."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--traceback",
         action="store_true",
-        help="show where an error comes from, not its line alone",
+        help="show the traceback of an error",
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
@@ -72,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _take_overrides(
     parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]
 ) -> None:
-    """Give the words that no argument took to a command that takes config overrides."""
+    """Pass words that match no argument to a command that accepts config overrides."""
     takes_them = hasattr(args, "overrides") and not any(word.startswith("--") for word in rest)
     if rest and not takes_them:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -83,6 +120,6 @@ def _take_overrides(
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
-    # str(KeyError) is the repr of its message.
+    # str() of a KeyError is the repr of its message.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split()) or type(error).__name__

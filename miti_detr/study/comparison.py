@@ -1,71 +1,21 @@
-"""What is compared: runs, grouped into arms, as their folders tell."""
+"""What is compared: runs, grouped into arms, as read from their folders."""
 
 import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
-from miti_detr.engine.hooks import STEPS_FILE, read_records
-from miti_detr.engine.hooks.matching import MATCHES_FILE
-from miti_detr.visualize.curves import AP, AR, Run, read_run, run_names
+from miti_detr.visualize.curves import AP, AR, run_names
 
-from .plan import Study, StudyRun, flatten
-from .run import FINISHED_FILE, START_FILE
-from .runs import EVALUATION_FILE
-from .statistics import first_reached
+from .plan import Study, StudyRun
+from .results import RunResult, read_result
+from .run import FINISHED_FILE
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
-# Keys of a config that differ between runs of the same arm
-_OWN_KEYS = re.compile(r"SEED|OUTPUT_DIR|VERSION|DATALOADER\.NUM_WORKERS")
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """The records of one run.
-
-    Attributes:
-        path: its folder.
-        seed: of its config; None if that says none.
-        metrics: of ``metrics.json``.
-        steps: of ``steps.json``: loss and gradient norm of every iteration; may be empty.
-        matches: of ``matches.json``: the query of each object at each evaluation; may be empty.
-        config: of ``config.yaml``, keys joined by dots; may be empty.
-        facts: ``weights``, ``parameters``, ``iterations_per_epoch`` (of ``start.json``),
-            ``seconds`` (``evaluation.json``), ``error`` (``finished.json``), as far as known.
-    """
-
-    path: Path
-    seed: int | None
-    metrics: Run
-    steps: list[dict[str, float]]
-    matches: list[dict[str, Any]]
-    config: dict[str, Any]
-    facts: dict[str, Any]
-
-    def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return iterations and values of a metric of :data:`METRICS`, or of a key as it is.
-
-        Of several test sets, the first by name counts.
-        """
-        key = metric
-        if metric in METRICS:
-            pattern = AR if metric == "AR" else re.compile(rf"(.+/)?bbox/{metric}")
-            key = next(iter(self.metrics.keys(pattern)), "")
-        return self.metrics.series(key)
-
-    def final(self, metric: str) -> float:
-        """Return the value of the last evaluation; NaN without one."""
-        values = self.curve(metric)[1]
-        return float(values[-1]) if len(values) else float("nan")
-
-    def reached(self, ap: float) -> float | None:
-        """Return the iteration at which ``ap`` is first reached, if it is."""
-        return first_reached(*self.curve("AP"), ap)
+# Config keys that differ between runs of the same arm.
+_RUN_KEYS = re.compile(r"SEED|OUTPUT_DIR|VERSION|DATALOADER\.NUM_WORKERS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,33 +64,6 @@ class Comparison:
     def arms(self) -> list[ArmResult]:
         """All arms, each once."""
         return list({arm.name: arm for arms in self.groups.values() for arm in arms}.values())
-
-
-def read_result(path: Path, name: str | None = None) -> RunResult:
-    """Read the folder of a run, of this project or another one on Detectron2.
-
-    Args:
-        path: the folder, with ``metrics.json`` at least.
-        name: of the run; None: of the folder.
-    """
-    config = path / "config.yaml"
-    content = (
-        flatten(yaml.safe_load(config.read_text(encoding="utf-8"))) if config.is_file() else {}
-    )
-    facts: dict[str, Any] = {}
-    for file in (START_FILE, EVALUATION_FILE, FINISHED_FILE):
-        if (path / file).is_file():
-            facts.update(json.loads((path / file).read_text(encoding="utf-8")))
-    seed = content.get("SEED", -1)
-    return RunResult(
-        path=path,
-        seed=seed if seed >= 0 else None,
-        metrics=read_run(path, name),
-        steps=read_records(str(path / STEPS_FILE)),
-        matches=read_records(str(path / MATCHES_FILE)),
-        config=content,
-        facts=facts,
-    )
 
 
 def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
@@ -195,7 +118,7 @@ def compare_runs(
     results = [read_result(path, name) for path, name in zip(paths, names, strict=True)]
     members: dict[str, list[tuple[str, RunResult]]] = {}
     for name, result in zip(names, results, strict=True):
-        own = {k: v for k, v in result.config.items() if not _OWN_KEYS.fullmatch(k)}
+        own = {k: v for k, v in result.config.items() if not _RUN_KEYS.fullmatch(k)}
         key = json.dumps(own, sort_keys=True, default=str) if own else name
         members.setdefault(key, []).append((name, result))
     arms: list[ArmResult] = []

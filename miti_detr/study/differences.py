@@ -21,7 +21,8 @@ from miti_detr.visualize.classes import ClassTable, class_table
 from miti_detr.visualize.detections import CELL, draw_truth
 from miti_detr.visualize.drawing import draw_boxes, resize_for_reading, to_picture
 
-from .comparison import ArmResult, RunResult
+from .comparison import ArmResult
+from .results import RunResult
 
 IOU = 0.5  # of a detection with the object that it finds
 TRUTH = "truth"

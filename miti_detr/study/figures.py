@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from miti_detr.files import replacing
 from miti_detr.visualize.curves import COLOURS, smooth
 
-from .comparison import ArmResult, Comparison, RunResult
+from .comparison import ArmResult, Comparison
+from .results import RunResult
 from .series import has_epochs, last_layer, match_changes, rank_keys, step_series
 from .statistics import mean_and_spread, paired_difference
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .comparison import ArmResult, RunResult
+from .comparison import ArmResult
+from .results import RunResult
 from .statistics import changed_share
 
 _RANK_KEY = re.compile(r"rank/([^/]+)/layer(\d+)/([^/]+)")

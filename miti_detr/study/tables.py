@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import METRICS, ArmResult, Comparison, RunResult
+from .comparison import ArmResult, Comparison
+from .results import METRICS, RunResult
 from .series import has_epochs, last_layer, mean_changes, rank_keys, step_series
 from .statistics import (
     SPIKE_FACTOR,

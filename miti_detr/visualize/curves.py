@@ -20,6 +20,7 @@ LOSS = re.compile(r"total_loss")
 AP = re.compile(r"(.+/)?bbox/AP")
 AP50 = re.compile(r"(.+/)?bbox/AP50")
 AR = re.compile(r"(.+/)?bbox/AR(@?100)?")
+_LARGEST = 2**53  # integers up to here are exact as floats
 # Colours that colour-blind readers can tell apart (Okabe and Ito), readable on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -63,13 +64,20 @@ def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: is this the output folder of a run?")
+    try:
+        records = read_records(str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a metrics.json of Detectron2: it is not text") from error
     metrics: dict[int, dict[str, float]] = {}
-    for record in read_records(str(path)):
-        if isinstance(record, dict) and isinstance(record.get("iteration"), int):
-            numbers = {key: value for key, value in record.items() if _is_number(value)}
+    for record in records:
+        if isinstance(record, dict) and _is_iteration(record.get("iteration")):
+            numbers = {key: float(value) for key, value in record.items() if _is_number(value)}
             metrics.setdefault(int(numbers.pop("iteration")), {}).update(numbers)
     if not metrics:
-        raise ValueError(f"{path} holds no metrics: the run stopped before it wrote any")
+        raise ValueError(
+            f"{path} holds no metrics. Either the run stopped before it wrote any, or the file is "
+            "not a metrics.json of Detectron2"
+        )
     return dict(sorted(metrics.items()))
 
 
@@ -182,4 +190,10 @@ def _finish(axis: Axes) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= _LARGEST
+
+
+def _is_iteration(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST

@@ -1,6 +1,7 @@
 """The commands from end to end, on a small model with random weights."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -120,11 +121,15 @@ def test_curves_go_into_the_run(tmp_path: Path, capsys: Capture) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png", "both.png"}
 
 
-def test_replay_names_a_file_that_is_none(tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "other.pth"
-    torch.save({"a": 1}, path)
-    assert main(["replay", str(path)]) == 1
-    assert "other.pth is no replay file" in capsys.readouterr().err
+def test_replay_of_another_file_is_one_line(tmp_path: Path, capsys: Capture) -> None:
+    torch.save({"a": 1}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_bytes(b"hello")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps({"a": {1}}))
+    (tmp_path / "empty.pth").touch()
+    for path in tmp_path.iterdir():
+        assert main(["replay", str(path)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path.name} is not a replay file, or it is damaged. Give" in line
 
 
 def test_doctor(capsys: Capture) -> None:

@@ -1,6 +1,11 @@
+"""The command line itself: help, usage, errors, signals and streams."""
+
 import argparse
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +76,21 @@ def test_an_interrupt_leaves_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor"]) == 130
 
 
+def test_sigterm_leaves_with_143(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("miti_detr.cli.doctor.run", run)
+    assert main(["doctor"]) == 143
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(args: argparse.Namespace) -> int:
         raise error
@@ -92,6 +112,35 @@ def test_overrides_are_told_from_images(tmp_path: Path, monkeypatch: pytest.Monk
 def test_numbers_out_of_range(read: object, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=text.replace(".", r"\.")):
         read(text)  # type: ignore[operator]
+
+
+# Commands whose run prints 100,000 lines, and a character that ASCII lacks.
+PRINT = """
+import sys
+from miti_detr.cli import doctor, main
+doctor.run = lambda args: print("\\u00b1 1\\n" * 100_000) or sys.stdout.isatty() or 0
+sys.exit(main.main(["doctor"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "output"),
+    [
+        ('"$@" >&-', 0, ""),
+        ('"$@" 2>&- >&-', 0, ""),
+        ('"$@" | head -n 1; exit ${PIPESTATUS[0]}', 141, "\u00b1 1\n"),
+        ('LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 "$@" | tail -n 2', 0, "? 1\n\n"),
+    ],
+)
+def test_any_standard_output_will_do(shell: str, status: int, output: str) -> None:
+    """Closed, a pipe whose reader has gone, and an encoding that lacks a character."""
+    environment = {**os.environ, "PYTHONIOENCODING": "", "PYTHONUTF8": "1"}
+    command = ["bash", "-c", shell, "bash", sys.executable, "-c", PRINT]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=60
+    )
+    assert (done.returncode, done.stdout) == (status, output)
+    assert "Error" not in done.stderr
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:

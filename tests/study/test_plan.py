@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from detectron2.engine import default_argument_parser, defaults
 from detectron2.utils.events import get_event_storage
 
@@ -23,9 +22,9 @@ from miti_detr.study.plan import (
     Study,
     StudyRun,
     plan_runs,
-    read_study,
     study_of_configs,
 )
+from miti_detr.study.study_file import read_study
 from miti_detr.study.tables import group_tables, runs_table
 from tests.engine.hooks.test_matching import SMALL
 from tests.helpers import ROOT
@@ -35,41 +34,8 @@ DETR, MITI = (str(ROOT / f"configs/shapes/{name}.yaml") for name in ("detr", "mi
 WORDS = [str(word) for pair in SMALL.items() for word in pair]
 
 
-def write_study(path: Path, **content: Any) -> Path:
-    path.write_text(yaml.safe_dump({"arms": {"a": {"config": DETR}}, **content}))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"arm": {}}, "unknown key 'arm'"),
-        ({"arms": {"a": {}}}, "arm a: 'config' is missing"),
-        ({"arms": {"a": {"config": DETR, "seed": 1}}}, "arm a: unknown key 'seed'"),
-        ({"arms": {"a/b": {"config": DETR}}}, "'a/b' cannot name a folder"),
-        ({"arms": {"a": {"config": DETR, "reference": "b"}}}, "'b' is no arm; there are a"),
-        ({"groups": {"All": ["c"]}}, "'c' is no arm"),
-    ],
-)
-def test_a_faulty_study_is_named(tmp_path: Path, content: dict[str, Any], message: str) -> None:
-    path = write_study(tmp_path / "study.yaml", **content)
-    with pytest.raises(ValueError, match=r"study\.yaml") as error:
-        read_study(path)
-    assert message in str(error.value)
-
-
-def test_overrides_of_an_arm_come_before_those_of_all(tmp_path: Path) -> None:
-    common = {"SOLVER.BASE_LR": 0.1, "SEED": 3}
-    arms = {"a": {"config": DETR}, "b": {"config": DETR, "overrides": {"SOLVER.BASE_LR": 0.2}}}
-    study = read_study(write_study(tmp_path / "study.yaml", arms=arms, overrides=common))
-    assert [arm.overrides for arm in study.arms] == [
-        ("SEED", "3", "SOLVER.BASE_LR", "0.1"),
-        ("SEED", "3", "SOLVER.BASE_LR", "0.2"),
-    ]
-
-
 def test_two_configs_of_one_name() -> None:
-    with pytest.raises(ValueError, match="detr, detr: for two arms of one name"):
+    with pytest.raises(ValueError, match="detr, detr: to give arms names of their own"):
         study_of_configs([DETR, DETR], seeds=1)
 
 
@@ -149,11 +115,11 @@ def test_the_schedule_follows_the_budget(tmp_path: Path) -> None:
         assert run.iterations == 360
 
 
-def test_an_arm_that_was_begun_otherwise(tmp_path: Path) -> None:
+def test_an_arm_that_was_started_with_another_config(tmp_path: Path) -> None:
     study = study_of_configs([DETR], seeds=2)
     assert [run.name for run in plan_runs(study, tmp_path)] == ["detr/seed_0", "detr/seed_1"]
     plan_runs(study_of_configs([DETR, MITI], seeds=3), tmp_path)  # more of it is no contradiction
-    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR 0\.0005, now it is 0\.1: name another"):
+    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR 0\.0005, which is now 0\.1"):
         plan_runs(study, tmp_path, ["SOLVER.BASE_LR", "0.1"])
 
 

@@ -28,6 +28,7 @@ from miti_detr.files import replacing
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
+_REPLAY_KEYS = {"iteration", "rank", "seed", "config", "losses", "batch", "model"}
 
 
 class NonFiniteError(FloatingPointError):
@@ -144,9 +145,7 @@ def replay(path: str | os.PathLike[str]) -> ReplayReport:
         FileNotFoundError: there is no such file.
         ValueError: the file is no replay file.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or not {"batch", "config", "model"} <= content.keys():
-        raise ValueError(f"{path} is no replay file (nonfinite_iter*_rank*.pth)")
+    content = _read_replay_file(path)
     cfg = get_cfg()
     add_miti_detr_config(cfg)
     cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
@@ -177,6 +176,28 @@ def replay(path: str | os.PathLike[str]) -> ReplayReport:
         module=first.name,
         gradient=next((name for name, grad in gradients if not _all_finite(grad)), None),
     )
+
+
+def _read_replay_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of :class:`NonFiniteGuard`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not such a file, or it is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # damaged files raise errors of many kinds inside torch.load
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= _REPLAY_KEYS:
+        raise ValueError(
+            f"{path} is not a replay file, or it is damaged. Give the file "
+            "nonfinite_iter*_rank*.pth that the stopped run named"
+        )
+    return content
 
 
 class _FirstNonFinite:
@@ -225,6 +246,8 @@ def _all_finite(tensor: Tensor) -> bool:
 def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a dataset dict that a training step reads, without classes of Detectron2."""
     plain = {key: inputs.get(key) for key in ("file_name", "image_id", "height", "width", "image")}
+    if "patches" in inputs:
+        plain["patches"] = inputs["patches"]
     if "instances" in inputs:
         instances = inputs["instances"]
         plain["image_size"] = list(instances.image_size)
@@ -236,6 +259,8 @@ def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _inputs(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`_plain`."""
     inputs = {key: plain[key] for key in ("file_name", "image_id", "height", "width", "image")}
+    if "patches" in plain:
+        inputs["patches"] = plain["patches"]
     if "boxes" in plain:
         instances = Instances(tuple(plain["image_size"]))
         instances.gt_boxes = Boxes(plain["boxes"])

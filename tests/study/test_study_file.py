@@ -1,0 +1,122 @@
+"""Study files: every field is checked before anything trains."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from miti_detr.study.study_file import read_study
+
+ARM = {"config": "detr.yaml"}
+
+
+def write_study(path: Path, **content: Any) -> Path:
+    path.write_text(yaml.safe_dump({"arms": {"a": ARM}, **content}))
+    return path
+
+
+def error_of(path: Path) -> str:
+    """The message, which is one line that names the file."""
+    with pytest.raises(ValueError, match=r"study\.yaml") as error:
+        read_study(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"arm": {}}, "unknown field 'arm'"),
+        ({"arms": 5}, "arms is 5. It must be a mapping"),
+        ({"arms": {}}, "arms is {}"),
+        ({"arms": {"a": 5}}, "arm a: 5 is not a mapping"),
+        ({"arms": {"a": {}}}, "arm a: the field 'config' is missing"),
+        ({"arms": {"a": {"config": 3}}}, "arm a: config is 3"),
+        ({"arms": {"a": {**ARM, "seed": 1}}}, "arm a: unknown field 'seed'"),
+        ({"arms": {"a": {**ARM, "seeds": 0}}}, "arm a: seeds is 0"),
+        ({"arms": {"a": {**ARM, "overrides": [1]}}}, "arm a: overrides is [1]"),
+        ({"arms": {"a": {**ARM, "reference": "b"}}}, "reference is 'b'. It must be another arm: a"),
+        ({"arms": {"a": {**ARM, "reference": "a"}}}, "reference is 'a'"),
+        ({"title": 3}, "title is 3. It must be a text"),
+        ({"groups": ["a"]}, "groups is ['a']. It must be a mapping"),
+        ({"groups": {"All": ["c"]}}, "groups is {'All': ['c']}"),
+        ({"groups": {"All": "a"}}, "groups is {'All': 'a'}"),
+        ({"overrides": 5}, "overrides is 5"),
+        ({"overrides": {5: 1}}, "overrides is {5: 1}"),
+        ({"iterations": "1000"}, "iterations is '1000'"),
+        ({"iterations": True}, "iterations is True"),
+        ({"evaluations": 0}, "evaluations is 0. It must be an integer of 1 or more"),
+        ({"seeds": None}, "seeds is null. It must be a number of seeds"),
+        ({"seeds": []}, "seeds is []"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1]"),
+        ({"seeds": [-1]}, "seeds is [-1]"),
+        ({"seeds": [2**32]}, "seeds is [4294967296]"),
+        ({"seeds": 10**9}, "seeds is 1000000000"),
+        ({"aps": ["a"]}, "aps is ['a']"),
+        ({"aps": [float("nan")]}, "aps is [nan]"),
+        ({"aps": 5}, "aps is 5. It must be a list"),
+        ({"threshold": None}, "threshold is null"),
+        ({"threshold": 1.5}, "threshold is 1.5. It must be a number from 0 to 1"),
+        ({"title": "x" * 10_000, "seeds": "y" * 10_000}, "seeds is 'yyy"),
+    ],
+)
+def test_a_faulty_field_is_named(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    text = error_of(write_study(tmp_path / "study.yaml", **content))
+    assert message in text
+    assert len(text) < len(str(tmp_path)) + 400
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "a/b", "/tmp", "a\\b", ".hidden", "", "figures", "report.html", "a\n", 5.5]
+)
+def test_an_arm_is_a_folder_of_the_study(tmp_path: Path, name: Any) -> None:
+    path = write_study(tmp_path / "study.yaml", arms={name: ARM})
+    if name == 5.5:  # a name that YAML reads as a number is that text
+        assert read_study(path).arms[0].name == "5.5"
+    else:
+        assert "cannot name a folder of the study" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "null is not a mapping"),
+        ("null", "null is not a mapping"),
+        ("- a", "['a'] is not a mapping"),
+        ("text", "'text' is not a mapping"),
+        ("arms: [", "is not a readable YAML file"),
+        ("arms: {a: {config: b}}\narms: {c: {config: d}}", "the key 'arms' is given twice"),
+        ("arms: {a: {config: b, config: c}}", "the key 'config' is given twice"),
+        ("arms: !!python/object/apply:os.getcwd []", "is not a readable YAML file"),
+        ("_BASE_: study.yaml\narms: {a: {config: b}}", "unknown field '_BASE_'"),
+        ("[" * 5000, "is not a readable YAML file"),
+        ("title: \x00", "is not a readable YAML file"),
+    ],
+)
+def test_what_is_no_study(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    assert message in error_of(path)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    assert "is not a readable YAML file" in error_of(path)
+
+
+def test_seeds_are_a_number_or_a_list(tmp_path: Path) -> None:
+    arms = {"a": ARM, "b": {**ARM, "seeds": [3, 4]}, "c": {**ARM, "seeds": 1}}
+    study = read_study(write_study(tmp_path / "study.yaml", arms=arms, seeds=2))
+    assert [arm.seeds for arm in study.arms] == [(0, 1), (3, 4), (0,)]
+
+
+def test_overrides_of_an_arm_replace_those_of_all(tmp_path: Path) -> None:
+    common = {"SOLVER.BASE_LR": 0.1, "SEED": 3}
+    arms = {"a": ARM, "b": {**ARM, "overrides": {"SOLVER.BASE_LR": 0.2}}}
+    study = read_study(write_study(tmp_path / "study.yaml", arms=arms, overrides=common))
+    assert [arm.overrides for arm in study.arms] == [
+        ("SEED", "3", "SOLVER.BASE_LR", "0.1"),
+        ("SEED", "3", "SOLVER.BASE_LR", "0.2"),
+    ]
