@@ -1,1 +1,1 @@
-"""Comparisons of models: plan, runs, tables, figures and the report page."""
+"""Comparison of models: plan, runs, tables, figures and the report page."""

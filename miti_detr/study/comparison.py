@@ -20,12 +20,12 @@ _RUN_KEYS = re.compile(r"SEED|OUTPUT_DIR|VERSION|DATALOADER\.NUM_WORKERS")
 
 @dataclasses.dataclass(frozen=True)
 class ArmResult:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
-        name: in tables and legends.
-        runs: by rising seed.
-        reference: name of the arm that it is compared with.
+        name: name in tables and legends.
+        runs: runs, sorted by seed.
+        reference: name of the arm it is compared with.
     """
 
     name: str
@@ -44,14 +44,14 @@ class ArmResult:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a report is about.
+    """Everything a report is made from.
 
     Attributes:
-        title: of the report.
+        title: title of the report.
         groups: title of a part -> its arms.
-        aps: values of AP for which is said when they are reached.
-        threshold: least score of a detection in the pictures.
-        missing: what is not there, a sentence each.
+        aps: values of AP for which the report says when they are reached.
+        threshold: lowest score of a detection in the pictures.
+        missing: one sentence for each thing that is missing.
     """
 
     title: str
@@ -67,23 +67,23 @@ class Comparison:
 
 
 def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
-    """Read what the runs of a study have left.
+    """Read the results of the runs of a study.
 
     Args:
-        study: what is compared.
-        runs: of :func:`~miti_detr.study.plan.plan_runs`.
+        study: the study.
+        runs: runs from :func:`~miti_detr.study.plan.plan_runs`.
 
     Raises:
-        ValueError: no run is finished.
+        ValueError: no run has finished.
     """
     missing, found = [], {}
     for run in runs:
         if not (run.path / FINISHED_FILE).is_file():
-            missing.append(f"{run.name} is not finished and is left out.")
+            missing.append(f"{run.name} has not finished and is left out.")
             continue
         result = read_result(run.path, run.name)
         if result.facts.get("error"):
-            missing.append(f"{run.name} stopped before its end: {result.facts['error']}")
+            missing.append(f"{run.name} stopped early: {result.facts['error']}")
         else:
             found[run.name] = result
     arms = {}
@@ -92,7 +92,7 @@ def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
         if results:
             arms[arm.name] = ArmResult(arm.name, results, arm.reference)
     if not arms:
-        raise ValueError(f"no run is finished: {' '.join(missing)}")
+        raise ValueError(f"no run has finished: {' '.join(missing)}")
     groups = {
         title: [arms[name] for name in names if name in arms]
         for title, names in study.groups.items()
@@ -105,14 +105,15 @@ def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
 def compare_runs(
     paths: Sequence[Path], *, aps: Sequence[float] = (), threshold: float = 0.5
 ) -> Comparison:
-    """Read existing runs; those whose configs differ in the seed alone make up one arm.
+    """Read existing runs; runs whose configs differ only in the seed form one arm.
 
-    The first arm is the reference of the others. A run without ``config.yaml`` is an arm itself.
+    The first arm is the reference of the others. A run without ``config.yaml`` is an arm of its
+    own.
 
     Args:
         paths: folders with ``metrics.json``.
-        aps: see :class:`Comparison`; empty: chosen.
-        threshold: least score in the pictures.
+        aps: see :class:`Comparison`; if empty, they are chosen by :func:`choose_aps`.
+        threshold: lowest score in the pictures.
     """
     names = run_names(paths)
     results = [read_result(path, name) for path, name in zip(paths, names, strict=True)]
@@ -134,7 +135,7 @@ def compare_runs(
 
 
 def choose_aps(arms: Sequence[ArmResult]) -> tuple[float, ...]:
-    """Choose a quarter, a half and three quarters of the reference's final AP, to two digits."""
+    """Return 25, 50 and 75 percent of the reference's final AP, rounded to two digits."""
     finals = [value for value in arms[0].values("AP") if value > 0]
     if not finals:
         return ()
@@ -142,7 +143,7 @@ def choose_aps(arms: Sequence[ArmResult]) -> tuple[float, ...]:
 
 
 def _arm_name(names: Sequence[str], taken: Sequence[str]) -> str:
-    """Name several runs by what their names have in common."""
+    """Name several runs by the common beginning of their names."""
     common = names[0]
     for name in names[1:]:
         while not name.startswith(common):
@@ -152,8 +153,8 @@ def _arm_name(names: Sequence[str], taken: Sequence[str]) -> str:
 
 
 def _missing(arms: Sequence[ArmResult]) -> list[str]:
-    """Say in sentences what runs of other origin lack."""
-    said = []
+    """Describe in sentences which records runs lack."""
+    missing = []
     for arm in arms:
         for run in arm.runs:
             lacks = {
@@ -165,11 +166,11 @@ def _missing(arms: Sequence[ArmResult]) -> list[str]:
             }
             if any(lacks.values()):
                 listed = ", ".join(key for key, lacking in lacks.items() if lacking)
-                said.append(f"{run.metrics.name} has no {listed}.")
+                missing.append(f"{run.metrics.name} lacks {listed}.")
     lengths = {max(run.metrics.records) for arm in arms for run in arm.runs}
     if len(lengths) > 1:
-        said.append(
-            f"The runs are of different length: their last records are of the iterations "
+        missing.append(
+            f"The runs have different lengths: their last records are from the iterations "
             f"{', '.join(map(str, sorted(lengths)))}."
         )
-    return said
+    return missing

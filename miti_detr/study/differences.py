@@ -1,8 +1,9 @@
-"""The paper's Figure 4: the same images, truth and each model, where these differ most."""
+"""The paper's Figure 4: ground truth and all models on the images where these differ most."""
 
 import contextlib
 import dataclasses
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from miti_detr.visualize.drawing import draw_boxes, resize_for_reading, to_pictu
 from .comparison import ArmResult
 from .results import RunResult
 
-IOU = 0.5  # of a detection with the object that it finds
+IOU = 0.5  # lowest IoU of a detection with the object it finds
 TRUTH = "truth"
 DETECTIONS_FILE = "coco_instances_results.json"
 
@@ -34,8 +35,8 @@ class ComparedImage:
     """One image of the figure.
 
     Attributes:
-        file_name: of the image.
-        pictures: name of an arm, or :data:`TRUTH`, -> JPEG.
+        file_name: name of the image file.
+        pictures: name of an arm, or :data:`TRUTH` -> JPEG file.
         errors: name of an arm -> (missed objects, false detections).
     """
 
@@ -47,47 +48,53 @@ class ComparedImage:
 def draw_most_different(
     arms: Sequence[ArmResult], folder: Path, *, images: int = 8, threshold: float = 0.5
 ) -> tuple[list[ComparedImage], str]:
-    """Draw the images of the test set on which the arms' numbers of errors differ most.
+    """Draw the images of the test set on which the number of errors differs most between arms.
 
-    Of each arm one run is shown: that of the first seed which all arms have. An error is an object
-    that no detection finds, or a detection that finds none: same class, IoU 0.5 or more, the
-    surest detection first, each object once.
+    One run of each arm is shown: the one with the lowest seed that all arms have. An error is an
+    object that no detection finds, or a detection that finds no object. A detection finds an object
+    of its class with an IoU of 0.5 or more; detections are assigned in the order of their scores,
+    and each object is found once.
 
     Args:
-        arms: to compare.
-        folder: of the pictures.
-        images: how many at most.
-        threshold: least score of a detection that counts and is drawn.
+        arms: arms to compare.
+        folder: folder for the pictures.
+        images: maximum number of images.
+        threshold: lowest score of a detection that is counted and drawn.
 
     Returns:
-        The images, the largest range of errors first, and which runs they are of. Without
-        detections or data no image, and what is missing.
+        The images, sorted by the range of their errors, and a note about the runs they are from.
+        Without detections or data, no images and a note about what is missing.
+
+    Raises:
+        ValueError: a file of detections is damaged.
     """
     chosen = _choose_runs(arms)
-    dataset = str(next(iter(chosen[0].config.get("DATASETS.TEST") or ()), ""))
-    # Registers what the config brings along; that of another project may be none of ours
-    with contextlib.suppress(ValueError, OSError):
+    names = chosen[0].config.get("DATASETS.TEST")
+    dataset = str(names[0]) if isinstance(names, (list, tuple)) and names else ""
+    # Register the data sets of the config. The config of another project may not be valid here.
+    with contextlib.suppress(ValueError, KeyError, OSError):
         setup_config(str(chosen[0].path / "config.yaml"), ["OUTPUT_DIR", str(chosen[0].path)])
     if dataset not in DatasetCatalog:
         return [], f"Figure 4 is left out: the test set {dataset or '(unknown)'} is not registered."
-    results = []
+    files_found = []
     for run in chosen:
         files = [run.path / "inference" / folder / DETECTIONS_FILE for folder in (dataset, ".")]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             return [], f"Figure 4 is left out: {run.metrics.name} has no {DETECTIONS_FILE}."
-        results.append(_read_detections(file, threshold))
+        files_found.append(file)
     try:
         records = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
     except OSError as error:
         return [], f"Figure 4 is left out: {error}"
     classes = class_table(dataset, len(MetadataCatalog.get(dataset).thing_classes))
+    results = [_read_detections(file, threshold, classes) for file in files_found]
     errors = {
         key: [count_errors(record, found[key], classes) for found in results]
         for key, record in records.items()
     }
     totals = {key: [sum(pair) for pair in pairs] for key, pairs in errors.items()}
-    # The sort is stable: of equal ranges, the first of the data set
+    # The sort is stable: images with equal ranges keep the order of the data set.
     order = sorted(totals, key=lambda key: min(totals[key]) - max(totals[key]))
     names = [arm.name for arm in arms]
     picked = []
@@ -110,9 +117,12 @@ def count_errors(
     """Count missed objects and false detections of an image.
 
     Args:
-        record: Detectron2's dataset dict; crowds do not count.
-        detections: COCO results, the surest first.
-        classes: of the data set.
+        record: Detectron2's dataset dict; crowds are ignored.
+        detections: COCO results, sorted by decreasing score.
+        classes: classes of the data set.
+
+    Returns:
+        (missed objects, false detections).
     """
     objects = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
     truth = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
@@ -138,11 +148,24 @@ def _choose_runs(arms: Sequence[ArmResult]) -> list[RunResult]:
     return [next(run for run in arm.runs if run.seed == seeds[0]) for arm in arms]
 
 
-def _read_detections(path: Path, threshold: float) -> dict[Any, list[dict[str, Any]]]:
+def _read_detections(
+    path: Path, threshold: float, classes: ClassTable
+) -> dict[Any, list[dict[str, Any]]]:
     found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for result in json.loads(path.read_text(encoding="utf-8")):
-        if result["score"] >= threshold:
-            found[result["image_id"]].append(result)
+    try:
+        for result in json.loads(path.read_text(encoding="utf-8")):
+            x, y, width, height = map(float, result["bbox"])
+            if not math.isfinite(x + y + width + height):
+                raise ValueError(f"bbox is {result['bbox']}")
+            if result["category_id"] not in classes.dataset_ids:
+                raise ValueError(f"category_id is {result['category_id']}")
+            if float(result["score"]) >= threshold:
+                found[result["image_id"]].append(result)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged: {' '.join(str(error).split())}. Evaluate the run again, or remove "
+            "the file to leave Figure 4 out"
+        ) from error
     for results in found.values():
         results.sort(key=lambda result: -result["score"])
     return found
@@ -151,7 +174,7 @@ def _read_detections(path: Path, threshold: float) -> dict[Any, list[dict[str, A
 def _draw(
     record: dict[str, Any], detections: dict[str, list[dict[str, Any]]], classes: ClassTable
 ) -> dict[str, Image.Image]:
-    """Pictures of the truth and of each arm, by name."""
+    """Return the pictures of the ground truth and of each arm, by name."""
     array = read_image(record["file_name"], "RGB")
     image, scale = resize_for_reading(to_picture(array, "RGB"), CELL, shrink=True)
     pictures = {TRUTH: draw_truth(image, scale, record, classes)}

@@ -1,4 +1,4 @@
-"""The figures of a comparison, one panel a PNG, so that each is as wide as a phone at most."""
+"""The figures of a comparison: one PNG per panel, so that each fits the screen of a phone."""
 
 import dataclasses
 import math
@@ -32,8 +32,8 @@ class Figure:
     """A picture of the report.
 
     Attributes:
-        path: the PNG.
-        caption: what it shows.
+        path: PNG file.
+        caption: description of what it shows.
     """
 
     path: Path
@@ -46,13 +46,13 @@ def draw_figures(
     """Draw the panels of a group of arms.
 
     Args:
-        arms: of the group.
-        comparison: for the references.
-        folder: of the PNGs.
-        styles: of :func:`arm_styles`.
+        arms: arms of the group.
+        comparison: whole comparison, which has the reference arms.
+        folder: folder for the PNGs.
+        styles: styles from :func:`arm_styles`.
 
     Returns:
-        The panels for which there are numbers.
+        The panels for which the runs have numbers.
     """
     drawn = []
     for key, caption, draw in _panels(arms, comparison):
@@ -72,7 +72,7 @@ def draw_figures(
 
 
 def arm_styles(comparison: Comparison) -> Styles:
-    """Choose colour and line of each arm, the same in all figures; after seven they are dashed."""
+    """Choose the colour and line of each arm for all figures; lines are dashed after seven arms."""
     return {
         arm.name: {"color": COLOURS[i % len(COLOURS)], "linestyle": _LINES[i // len(COLOURS) % 3]}
         for i, arm in enumerate(comparison.arms)
@@ -80,10 +80,10 @@ def arm_styles(comparison: Comparison) -> Styles:
 
 
 def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str, str, Draw]]:
-    """Name, caption and drawing function of each panel."""
+    """Return the name, caption and drawing function of each panel."""
 
     def curves(read: Callable[[RunResult], Curve], label: str, *, in_layers: bool = False) -> Draw:
-        """Draw a curve of each arm, over iterations or over layers."""
+        """Return a function that draws a curve per arm, over iterations or over layers."""
 
         def scale(axis: Axes, x: np.ndarray) -> np.ndarray:
             return _scale_layers(axis, x) if in_layers else _scale_steps(axis, x, arms)
@@ -91,27 +91,27 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
         return lambda axis, styles: _draw_curves(axis, arms, read, label, styles, scale)
 
     def error(run: RunResult) -> Curve:
-        """1 - AP."""
+        """Return 1 - AP."""
         steps, values = run.curve("AP")
         return steps, 1 - values / 100
 
     panels: list[tuple[str, str, Draw]] = [
         (
             "loss",
-            "Figure 3, left: training loss (weighted sum, smoothed). Here and below: mean over "
-            "the seeds, band of \u00b1 1 standard deviation.",
+            "Figure 3, left: training loss (weighted sum, smoothed). Here and below, the line is "
+            "the mean over the seeds and the band is \u00b1 1 standard deviation.",
             curves(lambda run: _smoothed(run, "total_loss"), "training loss"),
         ),
         ("error", "Figure 3, middle: test error, 1 \u2212 AP (not AP50).", curves(error, "1 - AP")),
         ("recall", "Figure 3, right: AR@100 in percent.", curves(lambda r: r.curve("AR"), "AR")),
         (
             "difference",
-            "AP minus that of the reference, paired by seed; band: 95 % interval.",
+            "AP minus the AP of the reference, paired by seed; the band is the 95 % interval.",
             lambda axis, styles: _draw_differences(axis, arms, comparison, styles),
         ),
         (
             "final",
-            "AP of the last evaluation, a point for each run; line: mean.",
+            "AP of the last evaluation: one point per run, and their mean as a line.",
             lambda axis, styles: _draw_final(axis, arms, styles),
         ),
         (
@@ -121,7 +121,7 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
         ),
         (
             "matching",
-            "Objects whose query changed since the evaluation before, last decoder layer.",
+            "Objects whose query changed since the previous evaluation, last decoder layer.",
             curves(_last_layer_changes, "changed matches (%)"),
         ),
     ]
@@ -131,9 +131,11 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
         label = measure.replace("_", " ")
         layers = curves(partial(_by_layer, keys=keys), label, in_layers=True)
         name = f"rank_{stack.replace(', ', '_')}_{measure}"
-        panels.append((name, f"Rank at the end: {label} after each layer of the {stack}.", layers))
+        panels.append(
+            (name, f"Rank after training: {label} after each layer of the {stack}.", layers)
+        )
         last = curves(partial(_after_last_layer, keys=keys), label)
-        caption = f"Rank over training: {label} after the last layer of the {stack}."
+        caption = f"Rank during training: {label} after the last layer of the {stack}."
         panels.append((f"{name}_training", caption, last))
     return panels
 
@@ -160,10 +162,10 @@ def _last_layer_changes(run: RunResult) -> Curve:
 
 
 def common_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """Put the curves of several runs together, where all of them have points.
+    """Stack the curves of several runs at the steps where all of them have points.
 
     Args:
-        curves: S, each with steps (P_s,) and values (P_s,).
+        curves: S curves, each with steps (P_s,) and values (P_s,).
 
     Returns:
         Steps (P,), values (S, P).
@@ -255,7 +257,7 @@ def _scale_layers(axis: Axes, layers: np.ndarray) -> np.ndarray:
 
 
 def _scale_steps(axis: Axes, steps: np.ndarray, arms: Sequence[ArmResult]) -> np.ndarray:
-    """Iterations, or epochs where all runs know their length; labels the axis."""
+    """Return iterations, or epochs if all runs know their length, and label the axis."""
     axis.xaxis.set_major_locator(MaxNLocator(nbins=7))
     if not has_epochs(arms):
         axis.set_xlabel("iteration")

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs nothing beside it, with CSV and JSON."""
+"""The report of a comparison: one self-contained HTML file, and the same as CSV and JSON."""
 
 import base64
 import csv
@@ -22,7 +22,7 @@ from .differences import TRUTH, ComparedImage, draw_most_different
 from .figures import Figure, arm_styles, draw_figures
 from .tables import Table, cell_text, group_tables, runs_table
 
-# Of the paper, on COCO val2017 after 300 epochs: what our numbers stand beside
+# From the paper: COCO val2017 after 300 epochs, quoted for comparison.
 PUBLISHED = Table(
     "published",
     "Table 1 of the paper (quoted)",
@@ -36,9 +36,8 @@ PUBLISHED = Table(
     note="Quoted, not measured here: COCO val2017, 300 epochs, one run each.",
 )
 SHARED = (
-    "All runs of one seed see the same images in the same order with the same augmentation, "
-    "whatever their model. Arms whose parameters have the same shapes begin with the same weights; "
-    "other depths begin with weights of their own."
+    "All runs with the same seed see the same images in the same order with the same augmentation, "
+    "whatever the model. Arms whose parameters have the same shapes start from the same weights."
 )
 
 
@@ -47,9 +46,9 @@ class Section:
     """A part of the report.
 
     Attributes:
-        title: of the part.
-        tables: in order.
-        figures: in order.
+        title: title of the part.
+        tables: tables, in order.
+        figures: figures, in order.
     """
 
     title: str
@@ -63,14 +62,14 @@ def write_report(
     """Write ``report.html``, ``report.json``, ``report.csv`` and ``figures/`` into a folder.
 
     Args:
-        comparison: what to report.
-        output: the folder.
-        command: that makes this report, to be shown.
-        images: of Figure 4.
-        studied: the runs are of a study, which shares seeds and weights as :data:`SHARED` says.
+        comparison: comparison to report.
+        output: folder.
+        command: command that writes this report, shown in it.
+        images: number of images in Figure 4.
+        studied: whether the runs belong to a study, so that :data:`SHARED` holds.
 
     Returns:
-        The HTML file.
+        Path of the HTML file.
     """
     styles = arm_styles(comparison)
     sections = []
@@ -79,7 +78,7 @@ def write_report(
         figures = draw_figures(arms, comparison, folder, styles)
         sections.append(Section(title, group_tables(arms, comparison), figures))
     first = next(iter(comparison.groups.values()))
-    pictures, said = draw_most_different(
+    pictures, pictures_note = draw_most_different(
         first, output / "figures" / "4", images=images, threshold=comparison.threshold
     )
     content = {
@@ -89,10 +88,10 @@ def write_report(
         "machine": describe_machine(),
         "shared": SHARED if studied else "",
         "threshold": comparison.threshold,
-        "missing": [*comparison.missing, *([] if pictures else [said])],
+        "missing": [*comparison.missing, *([] if pictures else [pictures_note])],
         "sections": [_section_json(section, output) for section in sections],
         "pictures": [_picture_json(image, output) for image in pictures],
-        "pictures_of": said,
+        "pictures_of": pictures_note,
         "runs": dataclasses.asdict(runs_table(comparison)),
         "published": dataclasses.asdict(PUBLISHED),
     }
@@ -103,11 +102,11 @@ def write_report(
 
 
 def render_html(content: Mapping[str, Any], folder: Path) -> str:
-    """Render the HTML from the content of ``report.json`` alone.
+    """Render the HTML page from the content of ``report.json``.
 
     Args:
-        content: of ``report.json``.
-        folder: from which its pictures are read; they become part of the page.
+        content: content of ``report.json``.
+        folder: folder of the pictures, which are embedded in the page.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -119,10 +118,10 @@ def render_html(content: Mapping[str, Any], folder: Path) -> str:
 
 
 def report_csv(content: Mapping[str, Any]) -> str:
-    """Write all tables in long form: a line for each cell that is a number.
+    """Return all tables in long form: one line per numeric cell.
 
     Args:
-        content: of ``report.json``.
+        content: content of ``report.json``.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -160,7 +159,7 @@ def _data_uri(path: Path) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON has not, by null."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

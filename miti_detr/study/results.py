@@ -20,9 +20,10 @@ from .statistics import first_reached
 from .yaml_file import load_yaml
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
-_FACTS: dict[str, dict[str, Any]] = {
-    START_FILE: {"weights": str, "parameters": int, "iterations_per_epoch": (int, float)},
-    EVALUATION_FILE: {"seconds": (int, float), "images": int},
+# File -> fact -> its types; numbers are positive.
+_FACTS: dict[str, dict[str, tuple[Any, ...]]] = {
+    START_FILE: {"weights": (str,), "parameters": (int,), "iterations_per_epoch": (int, float)},
+    EVALUATION_FILE: {"seconds": (int, float), "images": (int,)},
     FINISHED_FILE: {"error": (str, type(None))},
 }
 
@@ -93,7 +94,7 @@ def read_result(path: Path, name: str | None = None) -> RunResult:
         seed=seed if isinstance(seed, int) and seed >= 0 else None,
         metrics=read_run(path, name),
         steps=_read_lines(path / STEPS_FILE, _is_step),
-        matches=_read_lines(path / MATCHES_FILE, _is_match),
+        matches=_read_matches(path / MATCHES_FILE),
         config=config,
         facts=facts,
     )
@@ -108,7 +109,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return flatten({str(key): value for key, value in content.items()})
 
 
-def _read_facts(path: Path, types: dict[str, Any]) -> dict[str, Any]:
+def _read_facts(path: Path, types: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -118,8 +119,9 @@ def _read_facts(path: Path, types: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no JSON object")
     for key, kind in types.items():
-        if key in content and not isinstance(content[key], kind):
-            raise _damaged(path, f"{key} is {content[key]!r}")
+        value: Any = content.get(key)
+        if key in content and not (isinstance(value, kind) and (int not in kind or value > 0)):
+            raise _damaged(path, f"{key} is {value!r}")
     return content
 
 
@@ -131,6 +133,13 @@ def _read_lines(path: Path, fits: Callable[[Any], bool]) -> list[dict[str, Any]]
     for record in records:
         if not fits(record):
             raise _damaged(path, f"a record is {str(record)[:60]}")
+    return records
+
+
+def _read_matches(path: Path) -> list[dict[str, Any]]:
+    records = _read_lines(path, _is_match)
+    if len({(len(record["queries"]), len(record["queries"][0])) for record in records}) > 1:
+        raise _damaged(path, "the records have different numbers of layers or objects")
     return records
 
 

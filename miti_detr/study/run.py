@@ -1,6 +1,6 @@
-"""One run of a study, as a process of its own: ``python -m miti_detr.study.run``.
+"""One run of a study, in its own process: ``python -m miti_detr.study.run``.
 
-Takes the arguments of ``train_net.py``, and goes on where the run in ``OUTPUT_DIR`` stopped.
+Takes the arguments of ``train_net.py`` and resumes the run in ``OUTPUT_DIR``.
 """
 
 import argparse
@@ -32,24 +32,25 @@ FINISHED_FILE = "finished.json"
 
 
 class StudyTrainer(Trainer):
-    """Our trainer, so that a run that is killed at any point leaves the records of one that ran on.
+    """A trainer whose runs leave the same records whether or not they were killed on the way.
 
-    The checkpoint comes after evaluation and metrics instead of before them: what is recorded
-    later than the last checkpoint is done again, and nothing else. Only that checkpoint is kept.
+    The checkpoint is written after evaluation and metrics instead of before them, so that exactly
+    the records after the last checkpoint are repeated. Only that checkpoint is kept.
     """
 
     def __init__(self, cfg: CfgNode, *, rank_period: int | None = None) -> None:
         """Build the run.
 
         Args:
-            cfg: of the run.
-            rank_period: iterations between two measurements of rank collapse; None: none.
+            cfg: config of the run.
+            rank_period: number of iterations between two measurements of rank collapse; None
+                measures nothing.
         """
         self._rank_period = rank_period
         super().__init__(cfg)
 
     def build_hooks(self) -> list[HookBase]:
-        """The trainer's with those of a study, the checkpoint last and no best weights."""
+        """Return the trainer's hooks and those of a study, without best weights."""
         cfg = self.cfg
         left_out = (hooks.PeriodicCheckpointer, BestCheckpointer)
         kept = [hook for hook in super().build_hooks() if not isinstance(hook, left_out)]
@@ -61,29 +62,29 @@ class StudyTrainer(Trainer):
         checkpoint = hooks.PeriodicCheckpointer(
             self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=1
         )
-        # The writers come before the checkpoint, and the measurements before the writers.
+        # Measurements come before the writers, and these before the checkpoint.
         return [*kept[:-1], *measured, kept[-1], checkpoint, StopWithParent()]
 
 
 class StopWithParent(HookBase):
-    """Stops a run whose study was killed, so that the study can begin again at once."""
+    """Stops a run whose study was killed, so that the study can be started again at once."""
 
     def before_train(self) -> None:
-        """Note the parent process."""
+        """Remember the parent process."""
         self._parent = os.getppid()
 
     def before_step(self) -> None:
-        """Stop if it is gone.
+        """Stop if the parent process has ended.
 
         Raises:
-            KeyboardInterrupt: it is.
+            KeyboardInterrupt: it has ended.
         """
         if os.getppid() != self._parent:
             raise KeyboardInterrupt
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return a hash of all parameters: equal for equal names, shapes and values."""
+    """Return a hash of the names, shapes and values of all parameters."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
@@ -92,13 +93,13 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Train to the end and leave ``finished.json``."""
+    """Train to the end and write ``finished.json``."""
     cfg = setup_config(args.config_file, args.opts)
     cfg.freeze()
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the run of a study that was killed may still be ending
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the run of a killed study may still be ending
         default_setup(cfg, args)
         setup_run_logger(cfg.OUTPUT_DIR)
         log_version()
@@ -110,7 +111,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         results = None
         try:
             results = trainer.train()
-        except NonFiniteError as error:  # an outcome, too
+        except NonFiniteError as error:  # a divergence is a result as well
             finished["error"] = str(error)
         write_text(folder / FINISHED_FILE, json.dumps(finished))
         for checkpoint in folder.glob("model_[0-9]*.pth"):
@@ -119,7 +120,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _start(trainer: Trainer) -> dict[str, Any]:
-    """What a run begins with."""
+    """Return what a run starts from."""
     images = len(trainer.data_loader.dataset)
     return {
         "weights": weights_digest(trainer.model),

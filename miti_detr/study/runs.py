@@ -1,4 +1,4 @@
-"""Runs the trainings of a study in processes of their own, and goes on where they stopped."""
+"""Runs the trainings of a study in processes, and resumes those that were stopped."""
 
 import contextlib
 import dataclasses
@@ -20,42 +20,44 @@ from .run import FINISHED_FILE
 
 EVALUATION_FILE = "evaluation.json"
 CONSOLE_FILE = "console.txt"
-_POLL = 0.5  # seconds between two looks at the runs
-_TAIL = 65536  # bytes at the end of metrics.json that hold its last line
+_POLL = 0.5  # seconds between two checks of the runs
+_TAIL = 65536  # number of bytes at the end of metrics.json that contain its last line
 
 Watch = Callable[[dict[str, int], list[str]], None]
 
 
 @contextlib.contextmanager
 def study_lock(output: Path) -> Iterator[None]:
-    """Let one study at a time work in a folder.
+    """Lock a folder, so that one study at a time works in it.
 
     Raises:
-        ValueError: another one does.
+        ValueError: another study holds the lock.
     """
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"another comparison is running in {output}") from error
+            raise ValueError(
+                f"another comparison is running in {output}. Wait for it or choose another --output"
+            ) from error
         yield
 
 
 def run_study(
     runs: Sequence[StudyRun], *, jobs: int = 1, threads: int = 1, watch: Watch
 ) -> list[str]:
-    """Train what is not trained yet.
+    """Train the runs that have not finished.
 
     Args:
-        runs: in the order in which they begin.
-        jobs: processes at a time.
-        threads: of torch in each of them.
-        watch: called about twice a second with the iterations that each run has done, and the
-            names of those that are running.
+        runs: runs, in the order in which they start.
+        jobs: number of processes at a time.
+        threads: number of torch threads per process.
+        watch: called about twice a second with the number of iterations that each run has done and
+            the names of the active runs.
 
     Returns:
-        What failed: a line for each run that ended without a result.
+        A message for each run that ended without a result.
     """
     waiting = [run for run in runs if not is_finished(run)]
     running: dict[str, tuple[StudyRun, subprocess.Popen[bytes]]] = {}
@@ -81,13 +83,14 @@ def run_study(
 
 
 def time_evaluations(runs: Sequence[StudyRun], watch: Callable[[StudyRun], None]) -> None:
-    """Evaluate the final weights of finished runs again, one after the other, with the clock on.
+    """Time the evaluation of the final weights of finished runs, one after the other.
 
-    Writes ``evaluation.json`` into each; one that is there is not repeated.
+    Writes ``evaluation.json`` for each; an existing file is not measured again.
 
     Args:
-        runs: in order; the first is evaluated once more before, for what happens only once.
-        watch: called before each.
+        runs: runs, in order. The first one is evaluated twice, because the first evaluation of a
+            process also pays for its start.
+        watch: called before each evaluation.
     """
     left = [
         run
@@ -103,12 +106,12 @@ def time_evaluations(runs: Sequence[StudyRun], watch: Callable[[StudyRun], None]
 
 
 def is_finished(run: StudyRun) -> bool:
-    """Say whether a run has nothing left to do."""
+    """Return whether a run has finished."""
     return (run.path / FINISHED_FILE).is_file()
 
 
 def iterations_done(run: StudyRun) -> int:
-    """Return how far a run is, by the last record of its ``metrics.json``."""
+    """Return how many iterations a run has done, by the last record of its ``metrics.json``."""
     if is_finished(run):
         return run.iterations
     try:
@@ -116,7 +119,7 @@ def iterations_done(run: StudyRun) -> int:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             lines = file.read().splitlines()
         return min(int(json.loads(lines[-1])["iteration"]) + 1, run.iterations)
-    except (OSError, ValueError, IndexError, KeyError):  # not begun, or in the midst of a line
+    except (OSError, ValueError, IndexError, KeyError):  # not started, or a line is being written
         return 0
 
 
@@ -131,7 +134,7 @@ def _start(run: StudyRun, threads: int) -> subprocess.Popen[bytes]:
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
-        # The same package as in this process, from wherever that one was started
+        # The same package as in this process, whatever folder it was started from.
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }
     with (run.path / CONSOLE_FILE).open("ab") as console:
@@ -141,12 +144,12 @@ def _start(run: StudyRun, threads: int) -> subprocess.Popen[bytes]:
             stdout=console,
             stderr=console,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends the others
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops the others
         )
 
 
 def _failure(run: StudyRun, status: int) -> str:
     console = run.path / CONSOLE_FILE
     lines = console.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = lines[-1].strip() if lines else "it said nothing"
+    last = lines[-1].strip() if lines else "no output"
     return f"{run.name} ended with status {status}: {last} (see {console})"

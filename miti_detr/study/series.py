@@ -14,7 +14,7 @@ _RANK_KEY = re.compile(r"rank/([^/]+)/layer(\d+)/([^/]+)")
 
 
 def step_series(run: RunResult, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return iterations and values of a training metric, of every iteration where recorded."""
+    """Return iterations and values of a training metric, for every iteration if recorded."""
     if not run.steps:
         return run.curve(key)
     points = [(record["iteration"], record[key]) for record in run.steps if key in record]
@@ -23,7 +23,7 @@ def step_series(run: RunResult, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def has_epochs(arms: Sequence[ArmResult]) -> bool:
-    """Say whether all runs know the length of an epoch."""
+    """Return whether all runs know the length of an epoch."""
     return all("iterations_per_epoch" in run.facts for arm in arms for run in arm.runs)
 
 
@@ -36,16 +36,16 @@ def match_changes(run: RunResult) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_changes(run: RunResult) -> np.ndarray:
-    """Return the share of changed matches (L,) of a run; empty with less than two records."""
+    """Return the share of changed matches (L,) of a run; empty with fewer than two records."""
     changes = match_changes(run)[1]
     return np.nanmean(changes, axis=0) if len(changes) else np.empty(0)
 
 
 def rank_keys(arms: Sequence[ArmResult]) -> dict[tuple[str, str], list[str]]:
-    """Return the metrics ``rank/STACK/layerL/MEASURE`` of any run.
+    """Return the metrics ``rank/STACK/layerL/MEASURE`` that at least one run has.
 
     Returns:
-        (stack, measure) -> keys of its layers in order.
+        (stack, measure) -> keys of the layers, in order.
     """
     records = [
         record for arm in arms for run in arm.runs for record in run.metrics.records.values()
@@ -58,6 +58,6 @@ def rank_keys(arms: Sequence[ArmResult]) -> dict[tuple[str, str], list[str]]:
 
 
 def last_layer(run: RunResult, keys: Sequence[str]) -> str:
-    """Return the last of some keys that a run has recorded: arms may differ in depth."""
+    """Return the last of ``keys`` that a run has recorded; arms may differ in depth."""
     recorded = [key for key in keys if np.isfinite(run.final(key))]
     return (recorded or [*keys])[-1]

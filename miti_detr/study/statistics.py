@@ -1,4 +1,4 @@
-"""The statistics of a comparison: plain functions of numbers, each with its formula."""
+"""Statistics of a comparison: functions of numbers, each with its formula."""
 
 import math
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from scipy import stats
 
 Numbers = Sequence[float] | np.ndarray
 
-SPIKE_WINDOW = 50  # iterations before the one that is judged
-SPIKE_FACTOR = 5.0  # robust standard deviations above their median
-# Median absolute deviation to standard deviation, for normally distributed values
+SPIKE_WINDOW = 50  # number of preceding iterations that a loss is compared with
+SPIKE_FACTOR = 5.0  # robust standard deviations above the median of the window
+# Ratio of standard deviation to median absolute deviation for normally distributed values.
 _MAD_TO_SD = 1.4826
 
 
 def mean_and_spread(values: Numbers) -> dict[str, Any] | None:
-    """Mean and standard deviation (of a sample, n - 1) over the seeds.
+    """Return the mean and the sample standard deviation (n - 1) over the seeds.
 
     Args:
-        values: one for each seed; not-finite ones are left out.
+        values: one value per seed; non-finite values are left out.
 
     Returns:
-        ``mean``, ``sd`` (None with less than two values) and ``n``; None without a value.
+        ``mean``, ``sd`` (None with fewer than two values) and ``n``; None without a value.
     """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
@@ -34,18 +34,18 @@ def mean_and_spread(values: Numbers) -> dict[str, Any] | None:
 def paired_difference(
     values: Numbers, reference: Numbers, confidence: float = 0.95
 ) -> dict[str, Any] | None:
-    """Mean difference of pairs with the interval of Student's t.
+    """Return the mean difference of pairs with its interval by Student's t.
 
     d_i = values_i - reference_i; mean(d) -+ t((1 + confidence) / 2, n - 1) * sd(d) / sqrt(n).
 
     Args:
-        values: n, one for each seed.
-        reference: n, of the same seeds in the same order; a pair that is not finite is left out.
-        confidence: of the interval.
+        values: n values, one per seed.
+        reference: n values for the same seeds, in the same order. Non-finite pairs are left out.
+        confidence: confidence level of the interval.
 
     Returns:
-        ``mean``, ``low``, ``high`` (both None with less than two pairs) and ``n``; None without a
-        pair.
+        ``mean``, ``low``, ``high`` (both None with fewer than two pairs) and ``n``; None without
+        a pair.
     """
     difference = np.subtract(values, reference)
     difference = difference[np.isfinite(difference)]
@@ -60,17 +60,17 @@ def paired_difference(
 
 
 def first_reached(steps: Numbers, values: Numbers, level: float) -> float | None:
-    """Say when a curve first reaches a level.
+    """Return the step at which a curve first reaches a level.
 
-    Linear between two points; before the first one the curve comes from 0 at step 0.
+    The curve is linear between two points and starts with value 0 at step 0.
 
     Args:
-        steps: rising.
-        values: of the same length.
-        level: above 0.
+        steps: increasing steps.
+        values: values of the curve at ``steps``.
+        level: level above 0.
 
     Returns:
-        The step, None if the level is not reached.
+        The step, or None if the level is not reached.
     """
     before = (0.0, 0.0)
     for step, value in zip(steps, values, strict=True):
@@ -83,16 +83,16 @@ def first_reached(steps: Numbers, values: Numbers, level: float) -> float | None
 
 
 def loss_spikes(losses: Numbers) -> tuple[int, float]:
-    """Count the iterations whose loss stands out of those before it.
+    """Count the iterations whose loss is far above the preceding ones.
 
     Iteration i is a spike if loss_i > m + 5 * 1.4826 * MAD, with m the median and MAD the median
     absolute deviation of the 50 losses before it.
 
     Args:
-        losses: of every iteration in order.
+        losses: losses of all iterations, in order.
 
     Returns:
-        Number of spikes, and the largest loss_i / m; (0, NaN) for 50 losses or less.
+        Number of spikes, and the largest loss_i / m; (0, NaN) for 50 losses or fewer.
     """
     array = np.asarray(losses, dtype=float)
     if len(array) <= SPIKE_WINDOW:
@@ -106,20 +106,20 @@ def loss_spikes(losses: Numbers) -> tuple[int, float]:
 
 
 def largest_fall(values: Numbers) -> float:
-    """Return how far a curve falls at most below an earlier value; 0 for one that never falls."""
+    """Return the largest drop of a curve below an earlier value, or 0 if it never drops."""
     array = np.asarray(values, dtype=float)
     return float((np.fmax.accumulate(array) - array).max(initial=0.0)) if len(array) else math.nan
 
 
 def changed_share(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Share of the objects that another query finds than before, for each decoder layer.
+    """Return the share of objects whose matched query has changed, for each decoder layer.
 
     Args:
-        before: (L, M) queries, -1 for an object without one.
-        after: (L, M) likewise, later.
+        before: (L, M) index of the query of each object, -1 for none.
+        after: (L, M) the same at a later time.
 
     Returns:
-        (L,), over the objects that have a query both times; NaN where there are none.
+        (L,) shares among the objects that have a query both times; NaN if there are none.
     """
     both = (before >= 0) & (after >= 0)
     counts = both.sum(axis=1)
@@ -128,14 +128,14 @@ def changed_share(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 def query_use(queries: np.ndarray) -> tuple[int, float]:
-    """Say how many queries find objects.
+    """Count the queries that are matched to objects.
 
     Args:
-        queries: (M,) of each object, -1 for none.
+        queries: (M,) index of the query of each object, -1 for none.
 
     Returns:
         Number of different queries, and their effective number exp(H), with H the entropy of the
-        shares of the objects that each finds: Q if all find the same number.
+        share of objects per query. It equals Q if all Q queries have the same share.
     """
     counts = np.unique(queries[queries >= 0], return_counts=True)[1]
     shares = counts / max(counts.sum(), 1)

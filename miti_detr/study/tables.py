@@ -1,6 +1,6 @@
 """The tables of a comparison.
 
-A cell is a text, a number, None, or what :mod:`miti_detr.study.statistics` gives: ``mean`` with
+A cell is a text, a number, None, or a dict from :mod:`miti_detr.study.statistics`: ``mean`` with
 ``sd``, or ``mean`` with ``low`` and ``high``.
 """
 
@@ -32,12 +32,12 @@ class Table:
     """One table of the report.
 
     Attributes:
-        key: its name in files.
-        title: above it.
-        columns: of the head; the first is that of the names of the rows.
-        rows: as long as ``columns``.
-        digits: after the decimal point.
-        note: below it: what the numbers are.
+        key: name in files.
+        title: title above the table.
+        columns: headers; the first is the header of the row names.
+        rows: rows, each as long as ``columns``.
+        digits: number of digits after the decimal point.
+        note: explanation below the table.
     """
 
     key: str
@@ -49,11 +49,11 @@ class Table:
 
 
 def cell_text(cell: Cell, digits: int) -> str:
-    """Write a cell as people read it.
+    """Format a cell for readers.
 
     Args:
-        cell: see this module.
-        digits: after the decimal point; of whole numbers none.
+        cell: a cell as described in this module.
+        digits: number of digits after the decimal point; integers have none.
     """
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return "\u2013"
@@ -69,11 +69,11 @@ def cell_text(cell: Cell, digits: int) -> str:
         text += f" [{cell['low']:+.{digits}f}, {cell['high']:+.{digits}f}]"
     elif cell.get("sd") is not None:
         text += f" \u00b1 {cell['sd']:.{digits}f}"
-    return text + (f" ({cell['said']})" if "said" in cell else "")
+    return text + (f" ({cell['note']})" if "note" in cell else "")
 
 
 def group_tables(arms: Sequence[ArmResult], comparison: Comparison) -> list[Table]:
-    """Return the tables of a group of arms, those without any number left out."""
+    """Return the tables of a group of arms; tables without numbers are left out."""
     makers: list[Callable[[Sequence[ArmResult], Comparison], Table | None]] = [
         _accuracy,
         _differences,
@@ -88,7 +88,7 @@ def group_tables(arms: Sequence[ArmResult], comparison: Comparison) -> list[Tabl
 
 
 def runs_table(comparison: Comparison) -> Table:
-    """Return all runs with their own numbers."""
+    """Return a table with one row per run."""
     rows: list[list[Cell]] = []
     for arm in comparison.arms:
         for run in arm.runs:
@@ -97,8 +97,8 @@ def runs_table(comparison: Comparison) -> Table:
             last = max(run.metrics.records)
             rows.append([run.metrics.name, run.seed, last, weights or None, *finals])
     note = (
-        "Runs with the same initial weights began from the same numbers in every parameter (equal "
-        "SHA-256). The seed and the iteration alone decide order and augmentation of the images."
+        "Runs with the same hash of initial weights (SHA-256) started from the same value of every "
+        "parameter. Order and augmentation of the images depend only on the seed and the iteration."
     )
     columns = ["run", "seed", "last iteration", "initial weights", *METRICS]
     return Table("runs", "All runs", columns, rows, note=note)
@@ -141,8 +141,8 @@ def _differences(arms: Sequence[ArmResult], comparison: Comparison) -> Table | N
         ["models", "pairs", *METRICS],
         rows,
         note="Mean difference in points, with its 95 % interval by Student's t over the seeds that "
-        "both have. An interval that holds 0 means that these runs cannot tell the two apart; one "
-        "pair has no interval.",
+        "both have. If the interval contains 0, these runs do not show a difference. A single pair "
+        "has no interval.",
     )
 
 
@@ -162,8 +162,8 @@ def _efficiency(arms: Sequence[ArmResult], comparison: Comparison) -> Table | No
         "Table 2: evaluation time, parameters, AP",
         ["model", "evaluation (s)", "images", "parameters", "AP"],
         rows,
-        note="Time of a whole evaluation of the final weights (reading, inference, metrics), one "
-        "after the other on all cores, once for each run. Trainable parameters.",
+        note="Time of a complete evaluation of the final weights (reading, inference, metrics), "
+        "measured once per run, one run at a time, on all cores. Only trainable parameters.",
     )
 
 
@@ -182,7 +182,7 @@ def _reached(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
             ]
             cell = mean_and_spread(found)
             if cell is not None and len(found) < len(arm.runs):
-                cell["said"] = f"{len(found)} of {len(arm.runs)} runs"
+                cell["note"] = f"{len(found)} of {len(arm.runs)} runs"
             row.append("not reached" if cell is None else cell)
         rows.append(row)
     unit = "epochs" if in_epochs else "iterations"
@@ -192,7 +192,7 @@ def _reached(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
         ["model", *(f"AP {ap:g}" for ap in comparison.aps)],
         rows,
         digits=1 if in_epochs else 0,
-        note="Linear between two evaluations, from AP 0 at the start.",
+        note="Interpolated linearly between evaluations, starting from AP 0.",
     )
 
 
@@ -204,7 +204,7 @@ def _stability(arms: Sequence[ArmResult], comparison: Comparison) -> Table | Non
         "steps clipped (%)",
         "loss spikes per 1000",
         "largest loss / median before",
-        "largest fall of AP",
+        "largest drop of AP",
     ]
     rows: list[list[Cell]] = []
     for arm in arms:
@@ -214,10 +214,10 @@ def _stability(arms: Sequence[ArmResult], comparison: Comparison) -> Table | Non
         return None
     every = all(run.steps for arm in arms for run in arm.runs)
     source = (
-        "Of every iteration."
+        "Computed from every iteration."
         if every
-        else "Some runs have only the records of metrics.json, medians of 20 iterations each, in "
-        "which the spike of a single step is hidden: compare them with care."
+        else "Some runs have only metrics.json, whose medians over 20 iterations hide the spike of "
+        "a single step: compare them with care."
     )
     return Table(
         "stability",
@@ -226,7 +226,7 @@ def _stability(arms: Sequence[ArmResult], comparison: Comparison) -> Table | Non
         rows,
         note=f"{source} Gradient norm before clipping. A spike is a loss above median + "
         f"{SPIKE_FACTOR:g} \u00d7 1.4826 \u00d7 MAD of the {SPIKE_WINDOW} records before it. The "
-        "fall of AP is that of an evaluation below the best one before it, in points.",
+        "drop of AP is that of an evaluation below the best earlier one, in points.",
     )
 
 
@@ -237,8 +237,8 @@ def _run_stability(run: RunResult) -> list[float]:
     fall = largest_fall(run.curve("AP")[1])
     if not len(norms):
         return [math.nan, math.nan, math.nan, math.nan, rate, largest, fall]
-    limit = run.config.get("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", math.nan)
-    clipped = 100 * float((norms > limit).mean()) if math.isfinite(limit) else math.nan
+    limit = run.config.get("SOLVER.CLIP_GRADIENTS.CLIP_VALUE")
+    clipped = 100 * float((norms > limit).mean()) if isinstance(limit, int | float) else math.nan
     tail = float(np.percentile(norms, 99))
     return [float(np.median(norms)), tail, float(norms.max()), clipped, rate, largest, fall]
 
@@ -258,8 +258,8 @@ def _matching(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None
         ["model", *(f"layer {i + 1}" for i in range(layers))],
         rows,
         digits=1,
-        note="Share of the objects of a fixed set of test images that the matcher gives another "
-        "query than at the evaluation before, by decoder layer, averaged over the evaluations.",
+        note="Share of the objects in a fixed set of test images whose matched query differs from "
+        "the previous evaluation, by decoder layer, averaged over the evaluations.",
     )
 
 
@@ -279,11 +279,11 @@ def _queries(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
     return Table(
         "queries",
         "Use of the object queries",
-        ["model", "queries", "objects", "that find objects", "effective number"],
+        ["model", "queries", "objects", "queries matched", "effective number"],
         rows,
         digits=1,
-        note="At the last evaluation, in the last decoder layer, on the images of the matching. "
-        "The effective number is exp(H) of the shares of the objects.",
+        note="At the last evaluation, in the last decoder layer, on the images used for matching. "
+        "The effective number is exp(H), with H the entropy of the shares of objects per query.",
     )
 
 
@@ -306,6 +306,6 @@ def _rank(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
         ["stack and measure", *(arm.name for arm in arms)],
         rows,
         digits=3,
-        note="The last measured values; residual is that of equation (2) in the "
-        "1,inf norm, relative to the norm of the tokens: 0 is rank one.",
+        note="Last measured values. The residual is that of equation (2) in the 1,inf norm, "
+        "divided by the norm of the tokens: 0 means rank one.",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from miti_detr import streams
 from miti_detr.cli import main as main_module
 from miti_detr.cli.arguments import fraction, positive_int, split_overrides
 from miti_detr.cli.main import COMMANDS, main
@@ -114,12 +115,20 @@ def test_numbers_out_of_range(read: object, text: str) -> None:
         read(text)  # type: ignore[operator]
 
 
-# Commands whose run prints 100,000 lines, and a character that ASCII lacks.
-PRINT = """
-import sys
-from miti_detr.cli import doctor, main
-doctor.run = lambda args: print("\\u00b1 1\\n" * 100_000) or sys.stdout.isatty() or 0
-sys.exit(main.main(["doctor"]))
+# Prints 100,000 lines with a character that ASCII lacks; without the package, to be quick.
+PRINT = f"""
+import logging, runpy, sys
+streams = runpy.run_path({str(Path(streams.__file__))!r})
+streams["prepare_streams"]()
+sys.stdout.isatty()
+try:
+    print("\\u00b1 1\\n" * 100_000)
+    logging.error("the end")
+    sys.stdout.flush()
+except BrokenPipeError:
+    logging.error("the reader has gone")
+    streams["discard_output"]()
+    sys.exit(141)
 """
 
 
@@ -129,6 +138,7 @@ sys.exit(main.main(["doctor"]))
         ('"$@" >&-', 0, ""),
         ('"$@" 2>&- >&-', 0, ""),
         ('"$@" | head -n 1; exit ${PIPESTATUS[0]}', 141, "\u00b1 1\n"),
+        ('"$@" 2>&1 | head -n 1; exit ${PIPESTATUS[0]}', 141, "\u00b1 1\n"),
         ('LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 "$@" | tail -n 2', 0, "? 1\n\n"),
     ],
 )
@@ -141,6 +151,11 @@ def test_any_standard_output_will_do(shell: str, status: int, output: str) -> No
     )
     assert (done.returncode, done.stdout) == (status, output)
     assert "Error" not in done.stderr
+
+
+def test_a_broken_pipe_leaves_with_141(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(BrokenPipeError(), monkeypatch)
+    assert main(["doctor"]) == 141
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_stability_matching_and_queries(comparison: Comparison) -> None:
     row: Any = tables["stability"].rows[0]
     assert [cell["mean"] for cell in row[1:5]] == pytest.approx([3, 5, 5, 60])
     assert row[5]["mean"] == 0
-    assert "Of every iteration" in tables["stability"].note
+    assert "Computed from every iteration" in tables["stability"].note
     matching: Any = tables["matching"].rows[0]
     assert [cell["mean"] for cell in matching[1:]] == pytest.approx([0, 100 / 3])
     queries: Any = tables["queries"].rows[0]
@@ -105,9 +105,9 @@ def test_table_2_and_rank(comparison: Comparison) -> None:
 def test_a_foreign_run_says_what_it_lacks(tmp_path: Path) -> None:
     ours = write_run(tmp_path / "ours", [10, 20])
     comparison = compare_runs([write_foreign_run(tmp_path / "theirs"), ours])
-    assert comparison.missing[0] == "theirs has no bbox/AR (AR@100), config.yaml."
+    assert comparison.missing[0] == "theirs lacks bbox/AR (AR@100), config.yaml."
     assert (
-        "different length: their last records are of the iterations 199, 200"
+        "different lengths: their last records are from the iterations 199, 200"
         in comparison.missing[1]
     )
     tables = tables_of(comparison)
@@ -129,7 +129,7 @@ def test_runs_without_a_seed_are_not_paired(tmp_path: Path) -> None:
         write_run(tmp_path / name, [10, 20], seed=None, residual=name) for name in ("none", "b")
     ]
     comparison = compare_runs(paths)
-    assert comparison.missing[0] == "none has no a seed in its config."
+    assert comparison.missing[0] == "none lacks a seed in its config."
     assert tables_of(comparison)["differences"].rows[0][1] == 0
 
 
@@ -149,8 +149,8 @@ def test_unfinished_and_diverged_runs_are_left_out(tmp_path: Path) -> None:
     comparison = compare_study(study, runs)
     assert [run.seed for run in comparison.arms[0].runs] == [0]
     assert comparison.missing == [
-        "detr/seed_1 is not finished and is left out.",
-        "detr/seed_2 stopped before its end: the loss is not finite",
+        "detr/seed_1 has not finished and is left out.",
+        "detr/seed_2 stopped early: the loss is not finite",
     ]
     (runs[0].path / "finished.json").unlink()
     with pytest.raises(ValueError, match="no run is finished"):
