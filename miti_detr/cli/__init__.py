@@ -1,1 +1,1 @@
-"""The command line: one short file a command, no logic of its own."""
+"""The command line: one short file per command, without logic of its own."""

@@ -1,4 +1,4 @@
-"""``python -m miti_detr.cli``, for where the console script is not installed."""
+"""``python -m miti_detr.cli``, for use without the console script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Arguments shared by several commands."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ CONFIG_KEY = re.compile(r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--config-file``, ``--weights`` and ``KEY VALUE ...`` (``args.overrides``)."""
     parser.add_argument(
-        "--config-file", metavar="C", help="YAML; default: the one in the checkpoint"
+        "--config-file", metavar="C", help="YAML file; default: the config in the checkpoint"
     )
     parser.add_argument("--weights", metavar="W", required=True, help="checkpoint of the model")
     _take_overrides(parser)
@@ -21,11 +21,11 @@ def add_models_arguments(parser: argparse.ArgumentParser, *, fresh: bool) -> Non
     """Add ``--weights`` and ``--config-file``, both repeatable, and ``KEY VALUE ...``.
 
     Args:
-        parser: of the command.
-        fresh: a config without weights stands for a model at random initialisation.
+        parser: parser of the command.
+        fresh: whether configs without weights are allowed, for randomly initialised models.
     """
-    weights = "checkpoint; again for another model"
-    config = "YAML; default: the one in the checkpoint"
+    weights = "checkpoint; repeat for more models"
+    config = "YAML file; default: the config in the checkpoint"
     if fresh:
         config += ". Without --weights: random initialisation"
     for name, letter, text in (("--weights", "W", weights), ("--config-file", "C", config)):
@@ -42,10 +42,10 @@ def _take_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split words at the first that is a config key, and no file.
+    """Split words before the first config key that is not the name of a file.
 
     Returns:
-        The words before it, and it with all that follow.
+        The words before the key, and the key with all words after it.
     """
     for index, word in enumerate(words):
         if CONFIG_KEY.fullmatch(word) and not os.path.exists(word):
@@ -54,7 +54,7 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def positive_int(text: str) -> int:
-    """Read an integer of at least 1, for argparse."""
+    """Parse an integer of at least 1, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
@@ -62,7 +62,7 @@ def positive_int(text: str) -> int:
 
 
 def natural_int(text: str) -> int:
-    """Read an integer of at least 0, for argparse."""
+    """Parse an integer of at least 0, for argparse."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
@@ -70,8 +70,24 @@ def natural_int(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """Read a number in [0, 1], for argparse."""
+    """Parse a number in [0, 1], for argparse."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def percentage(text: str) -> float:
+    """Parse a number above 0 and up to 100, for argparse."""
+    value = float(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to 100")
+    return value
+
+
+def seed_count(text: str) -> int:
+    """Parse a number of seeds, for argparse."""
+    value = positive_int(text)
+    if value > 1000:
+        raise argparse.ArgumentTypeError(f"{text} is more than 1000")
     return value

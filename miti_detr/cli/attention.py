@@ -1,4 +1,4 @@
-"""``miti-detr attention``: what queries and pixels attend to, drawn on the image."""
+"""``miti-detr attention``: draws on an image what queries and pixels attend to."""
 
 import argparse
 from pathlib import Path
@@ -11,28 +11,28 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "attention",
         help="draw what queries and pixels attend to",
-        description="Draws, for each image, what the surest object queries attend to in the "
-        "decoder and what pixels attend to in the encoder, per layer and head. Several models "
-        "stand side by side.",
+        description="Draws, for each image, what the object queries with the highest scores "
+        "attend to in the decoder and what pixels attend to in the encoder, per layer and head. "
+        "Several models are shown side by side.",
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE|FOLDER")
     add_models_arguments(parser, fresh=False)
-    add("--queries", type=positive_int, default=4, help="how many, by score (default 4)")
+    add("--queries", type=positive_int, default=4, help="number of queries, by score (default 4)")
     add(
         "--pixel",
         dest="pixels",
         type=_pixel,
         metavar="X,Y",
         action="append",
-        help="of the encoder's maps; default: the centres of the first model's boxes",
+        help="position for the encoder's maps; default: the centres of the first model's boxes",
     )
     add("--output", metavar="DIR", required=True, help="folder for the pictures")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw and say where the pictures are."""
+    """Draw, and print the paths of the pictures."""
     from miti_detr.rank.models import load_models
     from miti_detr.visualize.attention_sheet import draw_attention
     from miti_detr.visualize.classes import class_table
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pixel(text: str) -> tuple[float, float]:
-    """Read ``120,64``."""
+    """Parse ``120,64``."""
     x, _, y = text.partition(",")
     try:
         return float(x), float(y)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no position X,Y such as 120,64") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a position X,Y such as 120,64") from None

@@ -1,4 +1,4 @@
-"""``miti-detr compare``: train and compare models, or compare runs that are there."""
+"""``miti-detr compare``: trains and compares models, or compares existing runs."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import fraction, positive_int, split_overrides
+from .arguments import fraction, percentage, positive_int, seed_count, split_overrides
 
 if TYPE_CHECKING:
     from miti_detr.study.comparison import Comparison
@@ -20,37 +20,52 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "compare",
         help="train and compare models, with a report",
-        description="Trains each config with several seeds and writes a report. The same command "
-        "goes on where it was stopped.",
-        epilog="KEY VALUE pairs at the end override the config of all arms.",
+        description="Trains each config with several seeds and writes a report. If it was stopped, "
+        "the same command continues.",
+        epilog="KEY VALUE pairs at the end override the configs of all arms.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     add = source.add_argument
     add(
         "--config-file", metavar="C", nargs="+", help="YAML of each arm; the first is the reference"
     )
-    add("--study", metavar="S", help="YAML of arms, budget and groups; see docs/compare.md")
-    add("--from", dest="runs", metavar="RUN", nargs="+", help="only report on these output folders")
+    add("--study", metavar="S", help="study file with arms, budget and groups; see docs/compare.md")
+    add(
+        "--from",
+        dest="runs",
+        metavar="RUN",
+        nargs="+",
+        help="only report on these output folders of runs",
+    )
     add = parser.add_argument
-    add("--seeds", type=positive_int, help="runs of each arm, with SEED 0, 1, ... (default 3)")
-    add("--iterations", type=positive_int, help="of each run; default: of the study or the config")
-    add("--evaluations", type=positive_int, help="of each run, with --iterations (default 5)")
-    add("--jobs", type=positive_int, default=1, help="runs at a time (default 1)")
+    add("--seeds", type=seed_count, help="number of runs per arm, with SEED 0, 1, ... (default 3)")
+    add(
+        "--iterations",
+        type=positive_int,
+        help="length of each run; default: from the study or the config",
+    )
+    add("--evaluations", type=positive_int, help="per run, with --iterations (default 5)")
+    add("--jobs", type=positive_int, default=1, help="number of runs at a time (default 1)")
     add(
         "--threads",
         type=positive_int,
         default=1,
-        help="of each run (default 1: then the numbers do not depend on --jobs)",
+        help="per run (default 1, so that results do not depend on --jobs)",
     )
-    add("--ap", dest="aps", type=float, nargs="+", help="say when these APs are reached")
-    add("--threshold", type=fraction, help="least score in the pictures (default 0.5)")
-    add("--images", type=positive_int, default=8, help="that differ most, to draw (default 8)")
+    add("--ap", dest="aps", type=percentage, nargs="+", help="report when these APs are reached")
+    add("--threshold", type=fraction, help="lowest score in the pictures (default 0.5)")
+    add(
+        "--images",
+        type=positive_int,
+        default=8,
+        help="number of images to draw, those that differ most (default 8)",
+    )
     add("--output", metavar="DIR", default="output/compare", help="default: output/compare")
     parser.set_defaults(func=run, overrides=[])
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train what is left to train, then write the report and say where it is."""
+    """Train the runs that are left, then write the report and print its path."""
     from miti_detr.study.comparison import compare_runs
     from miti_detr.study.report import write_report
 
@@ -59,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.runs:
         words, overrides = split_overrides(args.runs)
         if overrides or args.overrides:
-            raise ValueError("--from takes runs as they are: no KEY VALUE pairs")
+            raise ValueError("--from does not train: remove the KEY VALUE pairs")
         threshold = 0.5 if args.threshold is None else args.threshold
         paths = [Path(word) for word in words]
         comparison = compare_runs(paths, aps=args.aps or (), threshold=threshold)
@@ -99,7 +114,7 @@ def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparis
 
 
 def _study(args: argparse.Namespace) -> tuple["Study", list[str]]:
-    """The study that the arguments name, and the overrides of all arms."""
+    """Return the study given by the arguments, and the overrides of all arms."""
     from miti_detr.study.plan import study_of_configs
     from miti_detr.study.study_file import read_study
 
@@ -119,9 +134,9 @@ def _study(args: argparse.Namespace) -> tuple["Study", list[str]]:
 
 
 class _Progress:
-    """One bar over the iterations of all runs, with those that are running.
+    """A progress bar over the iterations of all runs, with the active ones.
 
-    Without a terminal, it is a line a minute.
+    Without a terminal, it prints one line per minute.
     """
 
     def __init__(self, runs: "list[StudyRun]") -> None:
@@ -138,9 +153,9 @@ class _Progress:
         self._started = False
 
     def show(self, done: dict[str, int], running: list[str]) -> None:
-        """Show how far all runs are."""
+        """Show the progress of all runs."""
         total = sum(done.values())
-        if not self._started:  # what an earlier start has done says nothing about the speed
+        if not self._started:  # earlier progress does not count for the speed
             self._started = True
             self._bar.initial = self._bar.n = self._bar.last_print_n = total
             self._bar.start_t = time.time()
@@ -150,6 +165,6 @@ class _Progress:
         self._bar.update(total - self._bar.n)
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Leave the last state on the screen and close the bar."""
         self._bar.refresh()
         self._bar.close()

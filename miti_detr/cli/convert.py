@@ -1,4 +1,4 @@
-"""``miti-detr convert``: weights from one format to another."""
+"""``miti-detr convert``: converts weights from one format to another."""
 
 import argparse
 
@@ -8,30 +8,32 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "convert",
         help="convert weights from and to DETR, its Detectron2 wrapper and Hugging Face",
-        description="Convert weights. What IN is, is recognised by its keys.",
+        description="Converts weights. The format of IN is recognised by its keys.",
     )
-    parser.add_argument("input", metavar="IN", help="file of weights, or Hugging Face folder")
-    parser.add_argument("output", metavar="OUT", help="file to write; with --to hf a folder")
+    parser.add_argument("input", metavar="IN", help="file with weights, or Hugging Face folder")
+    parser.add_argument("output", metavar="OUT", help="file to write, or folder with --to hf")
     parser.add_argument("--to", required=True, choices=("ours", "detr", "d2-wrapper", "hf"))
     parser.add_argument(
         "--num-classes",
         type=int,
         metavar="K",
-        help="classes of OUT; default: 80 of COCO, as 91 COCO ids with --to detr; others as in IN",
+        help="classes of OUT; default: 80 for COCO (91 ids with --to detr), else as in IN",
     )
     parser.add_argument(
         "--residual",
         choices=("none", "before_norm", "after_norm"),
-        help="layer residual that the weights were trained with, if IN does not record it",
+        help="layer residual the weights were trained with, if IN does not record it",
     )
     parser.add_argument(
-        "--trust", action="store_true", help="read a file that can run code, as you know its maker"
+        "--trust",
+        action="store_true",
+        help="read a file even if it can run code; only if you trust its source",
     )
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert and say what was done."""
+    """Convert, and print what was done."""
     from miti_detr.checkpoint.export import convert_file
 
     lines = convert_file(

@@ -1,4 +1,4 @@
-"""``miti-detr curves``: loss, AP and AR of one or several runs as a picture."""
+"""``miti-detr curves``: draws loss, AP and AR of one or several runs."""
 
 import argparse
 from pathlib import Path
@@ -9,17 +9,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "curves",
         help="draw loss, AP and AR of runs",
-        description="Draws the metrics.json of one or several Detectron2 runs over each other.",
+        description="Draws metrics.json of one or several Detectron2 runs into one picture.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folder, or its metrics.json")
     parser.add_argument(
-        "--output", metavar="PNG", help="default: curves.png in the run, or here for several runs"
+        "--output",
+        metavar="PNG",
+        help="default: curves.png in the run, or in this folder for several runs",
     )
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw and say where the picture is."""
+    """Draw, and print the path of the picture."""
     from miti_detr.visualize.curves import draw_curves, read_run, run_names
 
     paths = [Path(path) for path in args.runs]

@@ -1,4 +1,4 @@
-"""``miti-detr doctor``: what this machine has, what it lacks, and the line that mends it."""
+"""``miti-detr doctor``: reports versions, devices, and how to install what is missing."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
-# Package on the index, its module, what it is good for; the extra of setup.py that brings it.
+# Package, its module, what it is for, and the extra of this package that installs it.
 OPTIONAL = (
     ("faster-coco-eval", "faster_coco_eval", "COCO metrics many times faster", "fast-eval"),
     ("transformers", "transformers", "Hugging Face models and checkpoints", "hf"),
@@ -25,13 +25,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "doctor",
         help="report versions, devices and missing packages",
-        description="Reports versions, devices, the data folder, and how to get what is missing.",
+        description="Reports versions, devices, the data folder, and missing packages.",
     )
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; the exit status is 1 if something needed is missing."""
+    """Print the report; the exit status is 1 if a required package is missing."""
     lines = list(_required())
     for label, value in [*lines, ("data", _data_folder()), *_optional()]:
         print(f"{label:<18}{value}")
@@ -52,7 +52,7 @@ def _detectron2() -> str:
     import detectron2
 
     compiled = find_spec("detectron2._C") is not None
-    operators = "with compiled operators" if compiled else "no compiled operators (none needed)"
+    operators = "with compiled operators" if compiled else "no compiled operators (not needed)"
     return f"{detectron2.__version__}, {operators}"
 
 
@@ -67,8 +67,8 @@ def _devices() -> str:
 
 def _data_folder() -> str:
     folder = os.path.abspath(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    state = "" if os.path.isdir(folder) else " (not there yet; made on first use)"
-    return f"{folder}{state}; set DETECTRON2_DATASETS for another"
+    state = "" if os.path.isdir(folder) else " (created on first use)"
+    return f"{folder}{state}; set DETECTRON2_DATASETS to change it"
 
 
 def _optional() -> Iterator[tuple[str, str]]:

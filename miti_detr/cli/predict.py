@@ -1,4 +1,4 @@
-"""``miti-detr predict``: boxes on a user's own images, and COCO results."""
+"""``miti-detr predict``: draws boxes on images, and writes COCO results."""
 
 import argparse
 import sys
@@ -14,14 +14,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "predict",
         help="draw boxes on images and write COCO results",
         description="Writes a picture with boxes for each image, and predictions.json in COCO's "
-        "result format. Files that cannot be read are named and skipped. Pictures under 320 "
-        "pixels are drawn enlarged; the JSON keeps the image's own pixels.",
+        "result format. Unreadable files are reported and skipped. Pictures under 320 pixels are "
+        "enlarged; the JSON file uses the pixels of the image.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
-    parser.add_argument("--output", metavar="DIR", required=True, help="folder for what is written")
-    parser.add_argument("--threshold", type=fraction, default=0.5, help="least score (default 0.5)")
     parser.add_argument(
-        "--batch-size", type=positive_int, default=4, help="images per forward pass (default 4)"
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="folder for the pictures and predictions.json",
+    )
+    parser.add_argument(
+        "--threshold", type=fraction, default=0.5, help="lowest score (default 0.5)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=4,
+        help="number of images per forward pass (default 4)",
     )
     add_model_arguments(parser)
     parser.set_defaults(func=run)
@@ -45,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         prepare_cpu()
     predictor = Predictor(cfg)
     start = time.perf_counter()
-    # disable=None: no bar where standard error is no terminal.
+    # disable=None hides the bar unless standard error is a terminal.
     with tqdm(total=len(images), unit="img", disable=None) as bar:
         summary = predict_images(
             predictor,

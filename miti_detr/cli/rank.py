@@ -1,4 +1,4 @@
-"""``miti-detr rank``: how alike tokens become from layer to layer, in models and in theory."""
+"""``miti-detr rank``: measures how similar tokens become from layer to layer."""
 
 import argparse
 from pathlib import Path
@@ -11,20 +11,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "rank",
         help="measure rank collapse, layer by layer",
-        description="Measures how far the tokens of an image, and the object queries, are from "
-        "being all the same after each transformer layer. Several models stand side by side.",
+        description="Measures how far the tokens of an image and the object queries are from "
+        "being identical after each transformer layer. Several models are shown side by side.",
     )
     add = parser.add_argument
-    add("images", nargs="*", metavar="IMAGE|FOLDER", help="default: two images of noise")
+    add("images", nargs="*", metavar="IMAGE|FOLDER", help="default: two noise images")
     add_models_arguments(parser, fresh=True)
-    add("--seed", type=int, default=0, help="of random initialisation (default 0)")
+    add("--seed", type=int, default=0, help="seed of the random initialisation (default 0)")
     add(
         "--theory",
         action="store_true",
-        help="no model: the variants of the residual, and pure attention, at initialisation",
+        help="without a model: variants of the residual, and pure attention, at initialisation",
     )
-    add("--seeds", type=positive_int, default=3, help="of --theory (default 3)")
-    add("--output", metavar="DIR", help="write rank.json and rank.png (--theory: the tables) there")
+    add("--seeds", type=positive_int, default=3, help="number of seeds of --theory (default 3)")
+    add(
+        "--output",
+        metavar="DIR",
+        help="folder for rank.json and rank.png, or the tables of --theory",
+    )
     parser.set_defaults(func=run)
 
 
@@ -68,7 +72,9 @@ def _run_theory(args: argparse.Namespace) -> int:
     from miti_detr.rank.theory_tables import theory, theory_tables
 
     if args.weights or args.config_file or args.images:
-        raise ValueError("--theory takes no model, images or config keys; only --seeds, --output")
+        raise ValueError(
+            "--theory takes no model, images or config keys: give only --seeds and --output"
+        )
     panels, pure = theory(TheorySpec(seeds=args.seeds))
     tables = theory_tables(panels, pure)
     print("\n\n".join(tables))

@@ -1,4 +1,4 @@
-"""``miti-detr replay``: runs the recorded step of a non-finite loss again."""
+"""``miti-detr replay``: repeats the recorded step of a non-finite loss."""
 
 import argparse
 
@@ -7,15 +7,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add the command."""
     parser = subparsers.add_parser(
         "replay",
-        help="run the step of a non-finite loss again",
-        description="Runs the training step that a run recorded when a loss became non-finite.",
+        help="repeat the step of a non-finite loss",
+        description="Repeats the training step at which the loss of a run became non-finite.",
     )
-    parser.add_argument("record", metavar="FILE", help="the file that the stopped run named")
+    parser.add_argument("record", metavar="FILE", help="file named by the stopped run")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay and print where the first value that is not finite arose."""
+    """Replay, and print where the first non-finite value appeared."""
     from miti_detr.engine.hooks.nonfinite import replay
 
     print(replay(args.record))

@@ -22,7 +22,7 @@ CHARTS = {
 
 
 def draw_chart(models: Sequence[RankedModel], path: Path) -> None:
-    """Write one PNG: a column a stack, a row a measure, a line a model."""
+    """Write a PNG with a column per stack, a row per measure, and a line per model."""
     stacks = stack_names(models)
     size = (3.3 * len(stacks) + 0.6, 2.1 * len(CHARTS) + 0.6)
     figure = Figure(figsize=size, dpi=120, layout="constrained")

@@ -1,4 +1,4 @@
-"""Token matrices between the transformer layers of any model, by hooks, and their measures."""
+"""Token matrices between the transformer layers of a model, collected by hooks and measured."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from miti_detr.modeling.transformer.add_residual import known_layers, layer_inpu
 
 from .measures import attention_entropy, measure_step, measure_tokens
 
-# For each layer of a stack, its input being layer 0: measure -> value of each image.
+# For each layer of a stack (layer 0 is its input): measure -> value for each image.
 LayerMeasures = list[dict[str, list[float]]]
 
 
 @dataclass
 class StackStates:
-    """What passed through the layers of one stack in a forward pass; L layers, N images.
+    """States of the L layers of one stack in a forward pass of N images.
 
     Attributes:
         states: L + 1 tensors (N, n, C): the input of the first layer, then the output of each.
-        keep: (N, n) bool, True = a token and not padding; None: all are tokens.
-        entropies: for each layer, name of an attention module in it to N values.
-        norm: what normalises each output on its way out of the model, as in DETR's decoder.
+        keep: (N, n) bool, True = token, False = padding; None if there is no padding.
+        entropies: for each layer, name of an attention module -> N values.
+        norm: norm applied to each output before the heads, as in DETR's decoder.
     """
 
     states: list[Tensor] = field(default_factory=list)
@@ -35,15 +35,16 @@ class StackStates:
     norm: nn.Module | None = None
 
     def measure(self, normalised: bool = False) -> LayerMeasures:
-        """Measure each image by itself, its un-padded tokens alone.
+        """Measure the un-padded tokens of each image.
 
         Args:
-            normalised: measure ``norm(states)``, which there are of layers only, not of the input.
+            normalised: whether to measure ``norm(states)``, which exists for layers but not for
+                the input.
 
         Returns:
-            L + 1 entries; those of :func:`measure_tokens` and, from layer 1 on, of
-            :func:`measure_step` and the entropies. Normalised: entry 0 is empty, and there are no
-            entropies.
+            L + 1 entries with the measures of :func:`measure_tokens` and, from layer 1 on, of
+            :func:`measure_step` and the entropies. If ``normalised``, entry 0 is empty and there
+            are no entropies.
         """
         result: LayerMeasures = [{} for _ in self.states]
         for image in range(len(self.states[0])):
@@ -67,17 +68,17 @@ class StackStates:
 
 @contextlib.contextmanager
 def record_states(model: nn.Module) -> Iterator[dict[str, StackStates]]:
-    """While entered, record what passes through the transformer layers of a model.
+    """While entered, record the states of the transformer layers of a model.
 
-    Layers are those of this package and those that
-    :func:`~miti_detr.modeling.transformer.add_layer_residual` knows. Layers in one list are one
-    stack. Attention entropy is recorded in this package's own layers.
+    It records the layers of this package and those that
+    :func:`~miti_detr.modeling.transformer.add_layer_residual` supports. Layers in one list form a
+    stack. Attention entropy is recorded only in the layers of this package.
 
     Args:
-        model: run it once inside; a second run replaces what the first one left.
+        model: model, to be run once inside; a second run replaces the states of the first.
 
     Yields:
-        Name of the stack to its states, filled by the run.
+        Name of the stack -> its states, filled by the run.
     """
     own = {n: m for n, m in model.named_modules() if isinstance(m, (EncoderLayer, DecoderLayer))}
     stacks: dict[str, StackStates] = {}
@@ -105,7 +106,7 @@ def record_states(model: nn.Module) -> Iterator[dict[str, StackStates]]:
 
 
 class _LayerRecorder:
-    """Hooks of one layer."""
+    """The hooks of one layer."""
 
     def __init__(
         self, stacks: dict[str, StackStates], stack: str, name: str, norm: nn.Module | None
@@ -116,20 +117,20 @@ class _LayerRecorder:
         self._entropies: dict[str, list[float]] = {}
 
     def before(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Begin the stack at its first layer."""
+        """Start the stack at its first layer."""
         self._keep, self._entropies = _kept_tokens(layer, args, kwargs), {}
         if self._first or self._stack not in self._stacks:
             x = _tokens(layer, layer_input(args, kwargs))
             self._stacks[self._stack] = StackStates([x], self._keep, norm=self._norm)
 
     def after(self, layer: nn.Module, args: Any, output: Tensor) -> None:
-        """Take the output."""
+        """Record the output."""
         stack = self._stacks[self._stack]
         stack.states.append(_tokens(layer, output))
         stack.entropies.append(self._entropies)
 
     def attention(self, kind: str) -> Any:
-        """Make a hook that takes the entropies of an attention module, ``self`` or ``cross``."""
+        """Return a hook that records the entropies of ``self`` or ``cross`` attention."""
 
         def before(module: MultiHeadAttention, args: tuple[Any, ...]) -> None:
             query, key, _, *rest = args
@@ -144,7 +145,7 @@ class _LayerRecorder:
         return before
 
     def _rows(self, weights: Tensor, kind: str) -> Iterator[Tensor]:
-        """Attention weights (heads, Lq, Lk) of each image, without rows of padding."""
+        """Yield the attention weights (heads, Lq, Lk) of each image, without rows of padding."""
         for image, rows in enumerate(weights):
             keep = self._keep if kind == "self" else None
             yield rows if keep is None else rows[:, keep[image]]
@@ -154,22 +155,22 @@ def measure_rank(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Layer
     """Run a model once in evaluation mode, without gradients, and measure its token matrices.
 
     Args:
-        model: with transformer layers that :func:`record_states` finds; its training flags are as
-            before afterwards.
-        args: of its ``forward``.
-        kwargs: likewise.
+        model: model with transformer layers that :func:`record_states` finds. Its training flags
+            are restored afterwards.
+        args: positional arguments of its ``forward``.
+        kwargs: keyword arguments of its ``forward``.
 
     Returns:
         Name of the stack (``encoder``, ``decoder``, ``decoder, normalised``, ``backbone.blocks``)
-        to the measures of its layers.
+        -> measures of its layers.
 
     Raises:
-        ValueError: no such layer has run.
+        ValueError: no such layer was run.
     """
     with eager_evaluation(model), record_states(model) as stacks:
         model(*args, **kwargs)
     if not stacks:
-        raise ValueError(f"{type(model).__name__} has run no transformer layer of a known kind")
+        raise ValueError(f"{type(model).__name__} ran no transformer layer of a supported kind")
     result = {}
     with torch.no_grad():
         for name, stack in stacks.items():
@@ -181,9 +182,9 @@ def measure_rank(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Layer
 
 @contextlib.contextmanager
 def eager_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, compilation and fused layers, which pass hooks by.
+    """While entered, evaluate without gradients, and without compiled or fused layers.
 
-    Afterwards every module has its own training flag again.
+    Those would bypass hooks. Afterwards the training flag of every module is restored.
     """
     flags = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -200,7 +201,7 @@ def eager_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _tokens(layer: nn.Module, x: Tensor) -> Tensor:
-    """Tokens of a layer as (N, n, C), whatever its layout."""
+    """Return the tokens of a layer as (N, n, C), whatever its layout."""
     x = x.detach()
     if x.dim() == 4:
         return x.flatten(1, 2)  # (N, h, w, C) of Detectron2's ViT
@@ -211,7 +212,7 @@ def _tokens(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _kept_tokens(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """(N, n) bool, True = no padding, from the arguments of an encoder layer."""
+    """Return (N, n) bool, True = token, from the arguments of an encoder layer."""
     if isinstance(layer, EncoderLayer):
         mask = args[2] if len(args) > 2 else kwargs.get("mask")
         return None if mask is None or mask.shape[-2] > 1 else mask[:, 0, 0]
@@ -222,7 +223,7 @@ def _kept_tokens(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _num_keys(mask: Tensor | None, image: int, length: int) -> int:
-    """How many keys a query of an image may attend to."""
+    """Return how many keys a query of an image may attend to."""
     if mask is None:
         return length
     allowed = mask if mask.dtype == torch.bool else mask > -torch.inf

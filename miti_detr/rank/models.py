@@ -24,12 +24,12 @@ NOISE_IMAGES = 2
 
 @dataclass(frozen=True)
 class RankedModel:
-    """One model's measures.
+    """The measures of one model.
 
     Attributes:
-        name: for tables and legend.
+        name: name in tables and legends.
         source: config file and weights, as given.
-        stacks: of :func:`miti_detr.rank.measure_rank`, over all images.
+        stacks: results of :func:`miti_detr.rank.measure_rank` for all images.
     """
 
     name: str
@@ -38,13 +38,13 @@ class RankedModel:
 
 
 class LoadedModel(NamedTuple):
-    """A model that is ready to be looked into.
+    """A model that is ready to be measured.
 
     Attributes:
-        name: for tables and legend.
+        name: name in tables and legends.
         source: config file and weights, as given.
-        cfg: what it was built from.
-        predictor: has the model.
+        cfg: config it was built from.
+        predictor: predictor with the model.
     """
 
     name: str
@@ -60,23 +60,23 @@ def load_models(
     overrides: Sequence[str] = (),
     seed: int = 0,
 ) -> list[LoadedModel]:
-    """Build models: trained ones from their weights, or fresh ones from their configs.
+    """Build trained models from weights, or untrained models from configs.
 
     Args:
-        config_files: YAML files; with ``weights`` none, one for all of them, or one for each.
-        weights: checkpoints; empty: every config is built with random weights.
-        overrides: config keys and values for all models. ``MODEL.WEIGHTS`` among them gives fresh
-            models the weights of a backbone.
-        seed: of random weights, the same for each model.
+        config_files: YAML files; with ``weights``, none, one for all, or one for each.
+        weights: checkpoints; if empty, every config is built with random weights.
+        overrides: config keys and values for all models. With ``MODEL.WEIGHTS``, untrained models
+            get the weights of a backbone.
+        seed: seed of random weights, the same for each model.
 
     Raises:
-        ValueError: neither is given, or their numbers do not fit.
+        ValueError: neither is given, or their numbers do not match.
     """
     if not config_files and not weights:
         raise ValueError("give --weights, or --config-file for random initialisation")
     if weights and len(config_files) not in (0, 1, len(weights)):
         raise ValueError(
-            f"{len(config_files)} config files for {len(weights)} weights: give none, one, or one "
+            f"{len(config_files)} config files for {len(weights)} weights. Give none, one, or one "
             "for each"
         )
     sources: list[dict[str, str]] = []
@@ -97,9 +97,9 @@ def load_models(
 
 
 def model_names(files: Sequence[str]) -> list[str]:
-    """Name models by their files: as many last parts of the paths as it takes to tell them apart.
+    """Name models by the last parts of their paths, as many as tell them apart.
 
-    A ``model_final`` is named by its folder.
+    A ``model_final`` is named after its folder.
     """
     parts = [[p for p in Path(f).with_suffix("").parts if p != "model_final"] for f in files]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -113,8 +113,8 @@ def rank_models(models: Sequence[LoadedModel], images: Sequence[Path]) -> list[R
     """Measure every model on every image, one image at a time.
 
     Args:
-        models: of :func:`load_models`.
-        images: image files; empty: two images of noise.
+        models: models from :func:`load_models`.
+        images: image files; if empty, two images of noise are used.
     """
     result = []
     for name, source, _, predictor in models:
@@ -132,7 +132,7 @@ def rank_models(models: Sequence[LoadedModel], images: Sequence[Path]) -> list[R
 
 
 def write_record(models: Sequence[RankedModel], images: Sequence[Path], path: Path) -> None:
-    """Write every value as JSON; what is not defined is null."""
+    """Write every value as JSON; undefined values are null."""
     record = {
         "images": [str(image) for image in images] or f"{NOISE_IMAGES} images of noise",
         "models": [
@@ -143,7 +143,7 @@ def write_record(models: Sequence[RankedModel], images: Sequence[Path], path: Pa
 
 
 def plain(value: Any) -> Any:
-    """Values as JSON can hold them: null for what is not finite."""
+    """Replace non-finite numbers by None, so that JSON can hold the value."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -162,7 +162,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def _noise_image(index: int) -> np.ndarray:
-    """Noise of 480 x 640 pixels, resized by the predictor as any image."""
+    """Return noise of 480 x 640 pixels, which the predictor resizes like any image."""
     return np.random.default_rng(index).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
 

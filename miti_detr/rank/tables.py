@@ -9,7 +9,7 @@ from tabulate import tabulate
 from .collection import LayerMeasures
 from .models import RankedModel, mean, stack_names
 
-# Measure -> column of the table. The record has effective_rank_residual as well.
+# Measure -> column of the table. The record also has effective_rank_residual.
 COLUMNS = {
     "residual": "r",
     "residual_fro": "r\nFrob",
@@ -26,7 +26,7 @@ COLUMNS = {
 
 
 def comparison_table(models: Sequence[RankedModel]) -> str:
-    """Relative residual r of each stack, layer by layer, one column a model: mean +- std."""
+    """Tabulate the relative residual r of each layer, a column per model: mean and deviation."""
     rows = []
     for stack in stack_names(models):
         depth = max(len(model.stacks.get(stack, [])) for model in models)
@@ -40,7 +40,7 @@ def comparison_table(models: Sequence[RankedModel]) -> str:
 
 
 def model_table(model: RankedModel) -> str:
-    """All measures of one model, means of the images; one block of rows a stack."""
+    """Tabulate all measures of one model, averaged over the images, a block of rows per stack."""
     present = {key for layers in model.stacks.values() for layer in layers for key in layer}
     keys = [key for key in COLUMNS if key in present]
     blocks = []

@@ -1,6 +1,6 @@
-"""Rank collapse without data: the residual's variants, and pure attention, at initialisation.
+"""Rank collapse at initialisation: the variants of the residual, and pure attention.
 
-The layers, their initialisation and the sine positions are DETR's; the input is random.
+Layers, initialisation and sine positions are those of DETR; the input is random.
 """
 
 import copy
@@ -29,16 +29,16 @@ Step = Callable[[EncoderLayer, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class TheorySpec:
-    """Sizes; the defaults are DETR's, with a grid as of an image of 800 x 1088 pixels.
+    """Sizes. The defaults are those of DETR, with the grid of an image of 800 x 1088 pixels.
 
     Attributes:
         grid: rows and columns of tokens.
         d_model: width.
-        nhead: attention heads.
+        nhead: number of attention heads.
         dim_feedforward: hidden width of the feed-forward networks.
-        depth: layers.
-        num_queries: of the decoder.
-        seeds: how many; results are means.
+        depth: number of layers.
+        num_queries: number of object queries.
+        seeds: number of seeds that results are averaged over.
     """
 
     grid: tuple[int, int] = (25, 34)
@@ -50,7 +50,7 @@ class TheorySpec:
     seeds: int = 3
 
     def encoder(self, seed: int) -> TransformerEncoder:
-        """Post-norm encoder layers as DETR's start."""
+        """Return post-norm encoder layers with DETR's initialisation."""
         torch.manual_seed(seed)
         layer = EncoderLayer(**self._layer_arguments())
         return _initialised(TransformerEncoder(layer, self.depth, None))
@@ -58,9 +58,9 @@ class TheorySpec:
     def transformer(
         self, seed: int, memory_depth: int
     ) -> tuple[TransformerEncoder, TransformerDecoder]:
-        """A whole post-norm transformer as the published one starts from this seed.
+        """Return a post-norm transformer initialised like the published one with this seed.
 
-        Its decoder layers draw their parts in another order than ours.
+        The published decoder layers draw their parts in another order than ours.
         """
         torch.manual_seed(seed)
         encoder = TransformerEncoder(EncoderLayer(**self._layer_arguments()), memory_depth, None)
@@ -84,23 +84,23 @@ class TheorySpec:
         }
 
     def positions(self) -> Tensor:
-        """Sine positions (1, n, C)."""
+        """Return sine positions (1, n, C)."""
         mask = torch.zeros(1, *self.grid, dtype=torch.bool)
         return SinePositionEncoding(self.d_model // 2)(mask).flatten(2).transpose(1, 2)
 
     def tokens(self, kind: str, seed: int) -> Tensor:
-        """Random tokens (1, n, C) of unit variance.
+        """Return random tokens (1, n, C) of unit variance.
 
         Args:
             kind: ``independent``, or ``shared``: half of the variance is one vector common to all
-                tokens, so that their cosines are about 0.5, as in features of an image.
-            seed: of the generator.
+                tokens, so that their cosines are about 0.5, as in the features of an image.
+            seed: seed of the generator.
         """
         tokens, common, _ = self._draw(seed)
         return (0.5**0.5 * (tokens + common) if kind == "shared" else tokens)[None]
 
     def queries(self, seed: int) -> Tensor:
-        """Random query embeddings (1, Q, C) of unit variance."""
+        """Return random query embeddings (1, Q, C) of unit variance."""
         return self._draw(seed)[2][None]
 
     def _draw(self, seed: int) -> list[Tensor]:
@@ -124,13 +124,13 @@ class _PublishedDecoderParts(nn.Module):
 
 
 def attention_only(layer: EncoderLayer, x: Tensor, pos: Tensor | None) -> Tensor:
-    """Pure attention, equation (1) of the paper: no skip, no feed-forward network, no norm."""
+    """Apply pure attention, equation (1) of the paper: no skip, feed-forward network or norm."""
     query = x if pos is None else x + pos
     return layer.self_attn(query, query, x)
 
 
 def attention_and_mlp(layer: EncoderLayer, x: Tensor, pos: Tensor | None) -> Tensor:
-    """Equations (3) and (4): ``F(A(x))``."""
+    """Apply equations (3) and (4): ``F(A(x))``."""
     return layer.linear2(F.relu(layer.linear1(attention_only(layer, x, pos))))
 
 
@@ -142,7 +142,7 @@ def _in_layer(placement: str, pre_norm: bool = False) -> Step:
     return step
 
 
-# One step of each variant, on the weights of one encoder layer.
+# One step of each variant, with the weights of one encoder layer.
 VARIANTS: dict[str, Step] = {
     "san": attention_only,
     "san_skip": lambda layer, x, pos: x + attention_only(layer, x, pos),
@@ -156,7 +156,7 @@ VARIANTS: dict[str, Step] = {
 }
 DECODER_VARIANTS = tuple(name for name in VARIANTS if name.endswith(("none", "_norm")))
 
-# variant -> layer 0 .. depth -> measure, mean of the seeds
+# variant -> layer 0 .. depth -> measure, averaged over the seeds
 Panel = dict[str, list[dict[str, float]]]
 
 
@@ -164,16 +164,16 @@ Panel = dict[str, list[dict[str, float]]]
 def encoder_panel(
     spec: TheorySpec, kind: str, *, variants: Sequence[str] = tuple(VARIANTS)
 ) -> Panel:
-    """Measures of the tokens after each encoder layer of each variant, in float32.
+    """Measure the tokens after each encoder layer of each variant, in float32.
 
     Args:
         spec: sizes.
-        kind: of input, as in :meth:`TheorySpec.tokens`.
-        variants: of :data:`VARIANTS`.
+        kind: kind of input, as in :meth:`TheorySpec.tokens`.
+        variants: names in :data:`VARIANTS`.
 
     Returns:
-        The measures of :func:`measure_tokens`, and ``entropy``, that of the layer's attention. In
-        float32 the relative residual has a floor of rounding at about 1e-7.
+        The measures of :func:`measure_tokens`, and the attention entropy of the layer as
+        ``entropy``. In float32, rounding limits the relative residual to about 1e-7.
     """
     runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in variants}
     pos = spec.positions()
@@ -205,16 +205,16 @@ def _run_encoder(
 def decoder_panel(
     spec: TheorySpec, *, memory_depth: int = 6, variants: Sequence[str] = DECODER_VARIANTS
 ) -> Panel:
-    """Measures of the query states after each decoder layer, before the final norm.
+    """Measure the query states after each decoder layer, before the final norm.
 
     Args:
         spec: sizes. The states start at zero.
-        memory_depth: encoder layers of the same variant that make the memory, from ``shared``
-            tokens.
-        variants: those of :data:`VARIANTS` that have a decoder.
+        memory_depth: number of encoder layers of the same variant that compute the memory from
+            ``shared`` tokens.
+        variants: names in :data:`VARIANTS` that have a decoder.
 
     Returns:
-        As :func:`encoder_panel`, without entropy; layer 0 is NaN, its states being zero.
+        As :func:`encoder_panel`, without entropy. Layer 0 is NaN, because its states are zero.
     """
     runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in variants}
     pos = spec.positions()
@@ -249,22 +249,23 @@ def _run_decoder(
 def pure_attention(
     spec: TheorySpec, kind: str, *, positions: bool, mlp: bool = False, depth: int = 6
 ) -> list[float]:
-    """Relative residual of pure attention in float64, layer by layer.
+    """Return the relative residual of pure attention in float64, layer by layer.
 
-    Without positions it falls doubly exponentially, as equation (1) says (with ``mlp``, equation
-    (4)): its logarithm grows by a factor of 3 and more per layer. With positions, which DETR adds
-    to queries and keys in every layer, attention does not become uniform when the tokens become
-    equal, and the residual falls geometrically: by a factor of about 100 per layer.
+    Without positions it decreases doubly exponentially, as equation (1) states (with ``mlp``,
+    equation (4)): its logarithm grows by a factor of 3 or more per layer. With positions, which
+    DETR adds to queries and keys in every layer, attention does not become uniform when the tokens
+    become identical, and the residual decreases geometrically, by a factor of about 100 per layer.
 
     Args:
         spec: sizes.
-        kind: of input, as in :meth:`TheorySpec.tokens`.
-        positions: add sine positions to queries and keys, as DETR does.
-        mlp: a feed-forward network after each attention.
-        depth: layers.
+        kind: kind of input, as in :meth:`TheorySpec.tokens`.
+        positions: whether to add sine positions to queries and keys, as DETR does.
+        mlp: whether to apply a feed-forward network after each attention.
+        depth: number of layers.
 
     Returns:
-        depth + 1 values, from the input on; means of the seeds. Rounding ends at about 1e-16.
+        depth + 1 values, starting with the input, averaged over the seeds. Rounding limits them to
+        about 1e-16.
     """
     step = attention_and_mlp if mlp else attention_only
     pos = spec.positions().double() if positions else None
@@ -281,9 +282,9 @@ def pure_attention(
 
 
 def _initialised(stack: Stack) -> Stack:
-    """Xavier-uniform for every matrix after the layers were cloned, as in ``ResidualTransformer``.
+    """Initialise every matrix Xavier-uniform after the layers are cloned, as the model does.
 
-    Made alone, a stack does not depend on whether there is another one.
+    The result does not depend on whether other stacks exist.
     """
     for parameter in stack.parameters():
         if parameter.dim() > 1:
@@ -292,7 +293,7 @@ def _initialised(stack: Stack) -> Stack:
 
 
 def _mean(runs: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """Mean over the runs, for each layer and measure."""
+    """Average over the runs, for each layer and measure."""
     return [
         {key: sum(run[key] for run in layer) / len(layer) for key in layer[0]}
         for layer in zip(*runs, strict=True)

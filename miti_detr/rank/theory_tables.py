@@ -1,4 +1,4 @@
-"""The rank tables at initialisation, which need neither data nor weights."""
+"""Rank tables at initialisation, which need neither data nor weights."""
 
 import itertools
 import math
@@ -23,13 +23,13 @@ OTHERS = {
 
 
 def theory(spec: TheorySpec) -> tuple[dict[str, Panel], dict[str, list[float]]]:
-    """Compute everything.
+    """Compute all panels.
 
     Args:
         spec: sizes.
 
     Returns:
-        Panels ``encoder, shared``, ``encoder, independent`` and ``decoder``; and the relative
+        Panels ``encoder, shared``, ``encoder, independent`` and ``decoder``, and the relative
         residuals of pure attention in float64, by column.
     """
     panels = {f"encoder, {kind}": encoder_panel(spec, kind) for kind in ("shared", "independent")}
@@ -75,7 +75,7 @@ def _others(panels: Mapping[str, Panel]) -> str:
 
 
 def _pure(pure: Mapping[str, list[float]]) -> str:
-    """Residuals, and how many decimal digits each layer took from them."""
+    """Tabulate residuals, and how many decimal digits each layer removes from them."""
     rows = []
     for layer in range(len(next(iter(pure.values())))):
         cells = []
@@ -89,7 +89,7 @@ def _pure(pure: Mapping[str, list[float]]) -> str:
 
 
 def _heading(text: str) -> str:
-    """A word on each line."""
+    """Put each word on its own line."""
     return text.replace("_", "_\n").replace(" ", "\n")
 
 

@@ -69,26 +69,12 @@ def draw_most_different(
         ValueError: a file of detections is damaged.
     """
     chosen = _choose_runs(arms)
-    names = chosen[0].config.get("DATASETS.TEST")
-    dataset = str(names[0]) if isinstance(names, (list, tuple)) and names else ""
-    # Register the data sets of the config. The config of another project may not be valid here.
-    with contextlib.suppress(ValueError, KeyError, OSError):
-        setup_config(str(chosen[0].path / "config.yaml"), ["OUTPUT_DIR", str(chosen[0].path)])
-    if dataset not in DatasetCatalog:
-        return [], f"Figure 4 is left out: the test set {dataset or '(unknown)'} is not registered."
-    files_found = []
-    for run in chosen:
-        files = [run.path / "inference" / folder / DETECTIONS_FILE for folder in (dataset, ".")]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            return [], f"Figure 4 is left out: {run.metrics.name} has no {DETECTIONS_FILE}."
-        files_found.append(file)
     try:
-        records = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
+        dataset, records, files = _find_data(chosen)
     except OSError as error:
         return [], f"Figure 4 is left out: {error}"
     classes = class_table(dataset, len(MetadataCatalog.get(dataset).thing_classes))
-    results = [_read_detections(file, threshold, classes) for file in files_found]
+    results = [_read_detections(file, threshold, classes) for file in files]
     errors = {
         key: [count_errors(record, found[key], classes) for found in results]
         for key, record in records.items()
@@ -109,6 +95,30 @@ def draw_most_different(
         counts = dict(zip(names, errors[key], strict=True))
         picked.append(ComparedImage(file_name, pictures, counts))
     return picked, f"Runs: {', '.join(run.metrics.name for run in chosen)}. Data: {dataset}."
+
+
+def _find_data(runs: Sequence[RunResult]) -> tuple[str, dict[Any, dict[str, Any]], list[Path]]:
+    """Find the test set of some runs: its name, its images by id, and the detections of each run.
+
+    Raises:
+        OSError: the data set or the detections are missing.
+    """
+    names = runs[0].config.get("DATASETS.TEST")
+    dataset = str(names[0]) if isinstance(names, (list, tuple)) and names else ""
+    # Register the data sets of the config. The config of another project may not be valid here.
+    with contextlib.suppress(ValueError, KeyError, OSError):
+        setup_config(str(runs[0].path / "config.yaml"), ["OUTPUT_DIR", str(runs[0].path)])
+    if dataset not in DatasetCatalog:
+        raise FileNotFoundError(f"the test set {dataset or '(unknown)'} is not registered.")
+    files = []
+    for run in runs:
+        places = [run.path / "inference" / folder / DETECTIONS_FILE for folder in (dataset, ".")]
+        file = next((file for file in places if file.is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"{run.metrics.name} has no {DETECTIONS_FILE}.")
+        files.append(file)
+    records = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
+    return dataset, records, files
 
 
 def count_errors(

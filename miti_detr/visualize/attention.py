@@ -1,6 +1,7 @@
-"""What a detector attends to, mapped back to the image: per query, pixel, layer and head.
+"""Attention of a detector, mapped back to the image: per query, pixel, layer and head.
 
-Attention weights are computed anew from what goes into the attention modules, and only here.
+Models do not keep attention weights. They are computed here from the inputs of the attention
+modules.
 """
 
 import contextlib
@@ -27,12 +28,12 @@ class AttentionMaps:
     """Attention of one model on one image; L layers, h x w un-padded cells of its feature grid.
 
     Attributes:
-        queries: the detections that are shown, one a query, by falling score; boxes in pixels of
-            the image. The field ``query`` holds their indices.
-        decoder: what these attend to, (queries, L, heads, h, w); each map sums to 1.
-        pixels: positions (x, y) in the image that are shown.
-        encoder: what the cells there attend to, (pixels, L, heads, h, w).
-        extent: height and width of the image in cells. The last row and column of cells may reach
+        queries: the detections of the chosen queries in decreasing order of score, with boxes in
+            pixels of the image. The field ``query`` holds the indices of the queries.
+        decoder: (queries, L, heads, h, w) attention of these queries; each map sums to 1.
+        pixels: chosen positions (x, y) in the image.
+        encoder: (pixels, L, heads, h, w) attention of the cells at these positions.
+        extent: height and width of the image in cells. The last row and column of cells may extend
             beyond the image.
     """
 
@@ -50,20 +51,21 @@ def attention_maps(
     num_queries: int = 4,
     pixels: Sequence[Point] | None = None,
 ) -> AttentionMaps:
-    """Run a detector on one image and look what it attends to.
+    """Run a detector on one image and compute its attention maps.
 
     Args:
-        predictor: with a :class:`MitiDetr` whose transformer has this package's layers.
-        image: (H, W, 3) as for the predictor.
-        num_queries: how many queries, those with the highest scores.
-        pixels: positions (x, y) in the image; None: the centres of the boxes of these queries.
+        predictor: predictor with a :class:`MitiDetr` whose transformer has the layers of this
+            package.
+        image: (H, W, 3) image, as for the predictor.
+        num_queries: number of queries, those with the highest scores.
+        pixels: positions (x, y) in the image; None uses the centres of the boxes of these queries.
 
     Raises:
-        ValueError: another model; a position outside the image.
+        ValueError: the model is of another class, or a position is outside the image.
     """
     model = predictor.model
     if not isinstance(model, MitiDetr):
-        raise ValueError(f"attention is read from a MitiDetr, not from a {type(model).__name__}")
+        raise ValueError(f"attention maps need a MitiDetr, not a {type(model).__name__}")
     height, width = image.shape[:2]
     for x, y in pixels or ():
         if not (0 <= x < width and 0 <= y < height):
@@ -101,17 +103,17 @@ def attention_maps(
 def recorded_attention(
     model: nn.Module, layer_class: type[nn.Module], part: str, rows: Tensor | None = None
 ) -> Iterator[list[Tensor]]:
-    """While entered, keep the weights of an attention module of each layer of a class.
+    """While entered, record the attention weights of each layer of a class.
 
     Args:
-        model: run it once inside.
+        model: model, to be run once inside.
         layer_class: :class:`EncoderLayer` or :class:`DecoderLayer`.
-        part: its attribute that is a :class:`~miti_detr.layers.MultiHeadAttention`.
-        rows: (R,) indices of queries; None: all. Only what is asked for is computed.
+        part: name of its attribute that is a :class:`~miti_detr.layers.MultiHeadAttention`.
+        rows: (R,) indices of the queries to compute; None computes all.
 
     Yields:
-        For each layer, in the order in which they run, the weights of the first image (heads, R,
-        Lk).
+        The weights (heads, R, Lk) of the first image for each layer, in the order in which layers
+        run.
     """
     recorded: list[Tensor] = []
 
@@ -139,12 +141,12 @@ class _Grid:
         self.columns = int((~padding).any(dim=0).sum())
 
     def token(self, x: float, y: float) -> int:
-        """Index of the cell at a position in cells."""
+        """Return the index of the cell at a position in cells."""
         row, column = min(int(y), self.rows - 1), min(int(x), self.columns - 1)
         return row * self.shape[1] + column
 
     def maps(self, layers: Sequence[Tensor], count: int) -> Tensor:
-        """Weights (heads, count, n) of each layer as (count, L, heads, rows, columns)."""
+        """Return the weights (heads, count, n) of L layers as (count, L, heads, rows, columns)."""
         if not layers:
             return torch.zeros(count, 0, 1, self.rows, self.columns)
         maps = torch.stack(list(layers)).permute(2, 0, 1, 3).unflatten(-1, self.shape)
@@ -152,7 +154,7 @@ class _Grid:
 
 
 def _in_image(instances: Instances, queries: Tensor, height: int, width: int) -> Instances:
-    """Detections in pixels of the image; empty ones stay, so that queries keep their order."""
+    """Return detections in pixels of the image; empty boxes stay, to keep the order of queries."""
     scale = torch.tensor([width / instances.image_size[1], height / instances.image_size[0]] * 2)
     result = Instances((height, width), **instances.get_fields())
     result.pred_boxes = Boxes(instances.pred_boxes.tensor * scale)

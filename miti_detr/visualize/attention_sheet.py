@@ -23,7 +23,7 @@ CELL = 150  # longer side of a map in a sheet, pixels
 LINE = 18  # height of a line of text, pixels
 HEAT = colormaps["inferno"]
 PIXEL_COLOUR: Colour = (0, 190, 255)
-SCALE = "each map from 0 (dark) to its own maximum (bright)"
+SCALE = "each map ranges from 0 (dark) to its own maximum (bright)"
 
 # (name of the model, its maps)
 Side = tuple[str, AttentionMaps]
@@ -31,7 +31,7 @@ Side = tuple[str, AttentionMaps]
 
 @dataclass(frozen=True)
 class _Row:
-    """One query or pixel: its maps (L, heads, h, w), and what marks it, in pixels of the image."""
+    """One query or pixel: its maps (L, heads, h, w), and its mark in pixels of the image."""
 
     title: str
     maps: Tensor
@@ -49,19 +49,19 @@ def draw_attention(
     num_queries: int = 4,
     pixels: Sequence[Point] | None = None,
 ) -> list[Path]:
-    """Look at one image with several models, and write the sheets of :func:`write_sheets`.
+    """Write the attention sheets of :func:`write_sheets` for one image and several models.
 
     Args:
-        models: name and predictor of each.
-        path: the image.
-        folder: for the pictures.
-        classes: names for the titles.
-        num_queries: how many queries of each model, those with the highest scores.
-        pixels: positions (x, y) in the image, the same for all models; None: the centres of the
-            boxes of the first model's queries.
+        models: name and predictor of each model.
+        path: image file.
+        folder: folder for the pictures.
+        classes: class names for the titles.
+        num_queries: number of queries per model, those with the highest scores.
+        pixels: positions (x, y) in the image, the same for all models; None uses the centres of
+            the boxes of the first model's queries.
 
     Returns:
-        The files.
+        The files written.
     """
     sides: list[Side] = []
     for name, predictor in models:
@@ -76,30 +76,30 @@ def draw_attention(
 def write_sheets(
     sides: Sequence[Side], image: Image.Image, classes: ClassTable, folder: Path, stem: str
 ) -> list[Path]:
-    """Write the pictures of one image, all models in each.
+    """Write the pictures of one image, with all models side by side.
 
-    ``<stem>_decoder.png`` and ``<stem>_encoder.png``: a row for each query (pixel) and a column for
-    each layer, means of the heads, the models side by side. ``<stem>_decoder_1.png`` and
-    ``<stem>_encoder_1.png`` and so on: one query (pixel), layers as rows and heads as columns.
+    ``<stem>_decoder.png`` and ``<stem>_encoder.png`` have a row per query (pixel) and a column per
+    layer, averaged over the heads. ``<stem>_decoder_1.png``, ``<stem>_encoder_1.png`` and so on
+    show one query (pixel), with layers as rows and heads as columns.
 
     Args:
-        sides: models, left to right.
-        image: RGB, in the size of the maps' pixels.
-        classes: names for the titles.
-        folder: made when missing.
-        stem: of the file names.
+        sides: models, from left to right.
+        image: RGB image whose pixels the maps refer to.
+        classes: class names for the titles.
+        folder: folder, created if missing.
+        stem: beginning of the file names.
 
     Returns:
-        The files.
+        The files written.
     """
     sheets: dict[str, Image.Image] = {}
     for kind, read in (("decoder", _query_rows), ("encoder", _pixel_rows)):
         rows = [(name, read(maps, classes)) for name, maps in sides]
         blocks = [_overview(name, found, image) for name, found in rows]
-        sheets[kind] = _beside(blocks, f"{kind}, means of the heads; {SCALE}")
+        sheets[kind] = _beside(blocks, f"{kind}, averaged over the heads; {SCALE}")
         for index in range(max(len(found) for _, found in rows)):
             blocks = [_heads(name, r[index], image) for name, r in rows if index < len(r)]
-            title = f"{kind}: a row for each layer, a column for each head; {SCALE}"
+            title = f"{kind}: one row per layer, one column per head; {SCALE}"
             sheets[f"{kind}_{index + 1}"] = _beside(blocks, title)
     files = []
     for name, sheet in sheets.items():
@@ -128,7 +128,7 @@ def _pixel_rows(maps: AttentionMaps, classes: ClassTable) -> list[_Row]:
 
 
 def _overview(name: str, rows: Sequence[_Row], image: Image.Image) -> Image.Image:
-    """The image with its mark, then the mean of the heads in each layer; one row each."""
+    """Draw a row per query or pixel: the marked image, then the mean of the heads per layer."""
     thumb, _ = resize_for_reading(image, CELL, shrink=True)
     cells = []
     for row in rows:
@@ -139,7 +139,7 @@ def _overview(name: str, rows: Sequence[_Row], image: Image.Image) -> Image.Imag
 
 
 def _heads(name: str, row: _Row, image: Image.Image) -> Image.Image:
-    """All layers and heads of one query or pixel."""
+    """Draw all layers and heads of one query or pixel."""
     thumb, _ = resize_for_reading(image, CELL, shrink=True)
     cells = [
         (f"layer {index}", [_paint(thumb, row, image, head) for head in layer])
@@ -150,15 +150,15 @@ def _heads(name: str, row: _Row, image: Image.Image) -> Image.Image:
 
 
 def heat_picture(weights: Tensor, extent: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    """Stretch a map of cells over a picture.
+    """Resize a map of cells to a picture.
 
     Args:
-        weights: (h, w) of the cells.
+        weights: (h, w) weights of the cells.
         extent: height and width of the picture in cells; cells beyond it are cut off.
         size: width and height of the picture in pixels.
 
     Returns:
-        (height, width), relative to the largest weight.
+        (height, width) weights relative to the largest one.
     """
     width, height = size
     full = [
@@ -197,7 +197,7 @@ def _table(
     rows: Sequence[tuple[str, Sequence[Image.Image]]],
     size: tuple[int, int],
 ) -> Image.Image:
-    """Pictures of one size in rows with titles, below a title and headers."""
+    """Arrange pictures of one size in titled rows below a title and headers."""
     width, height = size
     sheet_size = (
         max(len(headers) * (width + GAP), round(load_font(14).getlength(title))),
@@ -217,7 +217,7 @@ def _table(
 
 
 def _beside(blocks: Sequence[Image.Image], title: str) -> Image.Image:
-    """Blocks from left to right below a title."""
+    """Arrange blocks from left to right below a title."""
     between = 4 * GAP
     width = sum(block.width for block in blocks) + between * (len(blocks) - 1)
     title_width = round(load_font(15).getlength(title))

@@ -1,4 +1,4 @@
-"""The classes of a model, as people and files name them."""
+"""The classes of a model: their names and their ids in a data set."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ class ClassTable:
     """Names and data set ids of the contiguous classes 0..K-1.
 
     Attributes:
-        names: K names; the index as text where the data set is unknown.
-        dataset_ids: K category ids of the data set's own files; the index where it is unknown.
+        names: K names; the index as text if the data set is unknown.
+        dataset_ids: K category ids used by the data set; the index if the data set is unknown.
     """
 
     names: list[str]
@@ -24,9 +24,10 @@ def class_table(dataset: str | None, num_classes: int) -> ClassTable:
     """Read the classes of a data set from Detectron2's catalog, or from its annotation file.
 
     Args:
-        dataset: registered name; one that is unknown, or whose file is not here, gives plain
-            numbers, so that a model can be used without its data.
-        num_classes: K of the model; an entry with another number of classes is not used.
+        dataset: registered name. If it is unknown or its file is missing, classes are numbered, so
+            that a model can be used without its data.
+        num_classes: number of classes K of the model. A data set with another number of classes is
+            not used.
     """
     plain = list(range(num_classes))
     metadata = MetadataCatalog.get(dataset) if dataset else Metadata()
@@ -41,7 +42,7 @@ def class_table(dataset: str | None, num_classes: int) -> ClassTable:
 
 
 def _load_metadata(dataset: str | None, metadata: Metadata) -> None:
-    """Load a data set that is here: Detectron2 learns the names of most only then."""
+    """Load a data set whose file exists; Detectron2 reads most class names only then."""
     json_file = next(iter(metadata.get("coco_format", ())), metadata.get("json_file"))
     if dataset in DatasetCatalog and json_file and Path(json_file).is_file():
         DatasetCatalog.get(dataset)

@@ -1,4 +1,4 @@
-"""Learning curves of Detectron2 runs: loss, AP and AR against iterations (the paper's Figure 3)."""
+"""Learning curves of Detectron2 runs: loss, AP and AR over iterations (the paper's Figure 3)."""
 
 import math
 import re
@@ -16,12 +16,12 @@ from miti_detr.engine.hooks import read_records
 from miti_detr.files import replacing
 
 LOSS = re.compile(r"total_loss")
-# With several test sets, Detectron2 puts the data set's name before the metric.
+# With several test sets, Detectron2 prefixes a metric with the name of the data set.
 AP = re.compile(r"(.+/)?bbox/AP")
 AP50 = re.compile(r"(.+/)?bbox/AP50")
 AR = re.compile(r"(.+/)?bbox/AR(@?100)?")
 _LARGEST = 2**53  # integers up to here are exact as floats
-# Colours that colour-blind readers can tell apart (Okabe and Ito), readable on white.
+# Okabe and Ito's palette for colour-blind readers, readable on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -30,8 +30,8 @@ class Run:
     """The metrics of one run.
 
     Attributes:
-        name: for the legend.
-        records: iteration -> metric -> value, by rising iteration.
+        name: name in legends.
+        records: iteration -> metric -> value, in order of iteration.
     """
 
     name: str
@@ -50,17 +50,17 @@ class Run:
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Read a ``metrics.json`` of Detectron2: one JSON record a line.
+    """Read a ``metrics.json`` of Detectron2, with one JSON record per line.
 
-    A run that was stopped and resumed writes some iterations twice; the last value counts. Lines
-    that a kill has cut short are left out.
+    A run that was stopped and resumed writes some iterations twice; the last value is used.
+    Incomplete lines are skipped.
 
     Returns:
-        iteration -> metric -> value, by rising iteration.
+        iteration -> metric -> value, in order of iteration.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no line is a record with an iteration.
+        ValueError: no line is a record with an iteration, or the file is not text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: is this the output folder of a run?")
@@ -86,14 +86,14 @@ def read_run(path: Path, name: str | None = None) -> Run:
 
     Args:
         path: folder or file.
-        name: for the legend; None takes the folder's name.
+        name: name in legends; None uses the name of the folder.
     """
     file = path / "metrics.json" if path.is_dir() else path
     return Run(name or file.resolve().parent.name, read_metrics(file))
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """Name runs by their folders, with as many parents as it takes to tell them apart."""
+    """Name runs by their folders, with as many parent folders as tell them apart."""
     parts = [(p.resolve() if p.is_dir() else p.resolve().parent).parts for p in paths]
     longest = max(map(len, parts))
     for depth in range(1, longest + 1):
@@ -107,10 +107,10 @@ def smooth(values: np.ndarray) -> np.ndarray:
     """Average over a window of about a fifteenth of the points, shorter at both ends.
 
     Args:
-        values: (P,); not-finite values stay out of the averages.
+        values: (P,) values; non-finite ones are ignored.
 
     Returns:
-        (P,), the average around each point; NaN where all of its window is not finite.
+        (P,) average around each point; NaN if its window has no finite value.
     """
     half = len(values) // 30
     finite = np.isfinite(values)
@@ -124,11 +124,11 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw_curves(runs: Sequence[Run], path: Path) -> None:
-    """Write one PNG with a panel each for loss, AP and AR, as far as the runs have them.
+    """Write a PNG with one panel each for loss, AP and AR, if the runs have them.
 
     Args:
-        runs: overlaid, one colour each.
-        path: the PNG.
+        runs: runs to overlay, in one colour each.
+        path: PNG file.
 
     Raises:
         ValueError: no run has any of the three.

@@ -1,4 +1,4 @@
-"""Truth and detections side by side on images of a data set (the paper's Figure 4)."""
+"""Ground truth and detections side by side on images of a data set (the paper's Figure 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from .classes import ClassTable, class_table
 from .drawing import draw_boxes, draw_instances, load_font, resize_for_reading, to_picture
 
 CELL = 320  # longer side of an image in the grid, pixels
-GAP = 8  # between the two pictures of a pair, and around pairs, pixels
+GAP = 8  # space between the two pictures of a pair, and around pairs, pixels
 CAPTION = 22  # height of a line of text, pixels
 PAIRS_PER_ROW = 2
 
 
 def choose_images(count: int, total: int) -> list[int]:
-    """Choose ``count`` indices of 0..total-1, evenly spread; all of them if there are fewer."""
+    """Choose ``count`` evenly spread indices from 0 to total - 1, or all if there are fewer."""
     if count >= total:
         return list(range(total))
     return np.linspace(0, total - 1, count).round().astype(int).tolist()
@@ -38,24 +38,24 @@ def draw_detections(
     images: int = 8,
     threshold: float = 0.5,
 ) -> None:
-    """Write one PNG with pairs of truth (left) and detections (right).
+    """Write a PNG with pairs of ground truth (left) and detections (right).
 
     Args:
         predictor: the model.
-        dataset: name in Detectron2's catalog; its images are drawn.
-        path: the PNG; the threshold stands in its title.
-        num_classes: K of the model.
-        images: how many, spread evenly over the data set.
-        threshold: least score of a detection that is drawn.
+        dataset: name in Detectron2's catalog.
+        path: PNG file.
+        num_classes: number of classes K of the model.
+        images: number of images, spread evenly over the data set.
+        threshold: lowest score of a detection that is drawn.
 
     Raises:
-        ValueError: the data set is empty, or has a class that the model has not.
+        ValueError: the data set is empty, or has a class that the model does not have.
         KeyError: the data set is not registered.
     """
     records = DatasetCatalog.get(dataset)
     if not records:
         raise ValueError(f"data set {dataset!r} has no images")
-    # After loading: Detectron2 knows the names of most data sets only then.
+    # After loading, because Detectron2 reads the class names of most data sets only then.
     classes = class_table(dataset, num_classes)
     pairs = []
     for index in choose_images(images, len(records)):
@@ -69,20 +69,20 @@ def draw_detections(
         truth = draw_truth(image, scale, record, classes)
         name = Path(record["file_name"]).name
         pairs.append((truth, draw_instances(image, instances, classes), name))
-    title = f"{dataset}: truth (left), detections with score \u2265 {threshold:g} (right)"
+    title = f"{dataset}: ground truth (left), detections with score \u2265 {threshold:g} (right)"
     with replacing(path) as temporary:
         compose_pairs(pairs, title).save(temporary, format="PNG")
 
 
 def compose_pairs(pairs: Sequence[tuple[Image.Image, Image.Image, str]], title: str) -> Image.Image:
-    """Lay out pairs of pictures, two pairs a row, under a title.
+    """Arrange pairs of pictures under a title, two pairs per row.
 
     Args:
-        pairs: (left, right, caption); pictures of at most ``CELL`` pixels a side.
-        title: one line above all.
+        pairs: (left, right, caption); sides of pictures are at most ``CELL`` pixels.
+        title: title, one line.
 
     Returns:
-        An RGB picture on white.
+        RGB picture with white background.
     """
     rows = [pairs[start : start + PAIRS_PER_ROW] for start in range(0, len(pairs), PAIRS_PER_ROW)]
     heights = [max(left.height for left, _, _ in row) for row in rows]
@@ -107,25 +107,24 @@ def compose_pairs(pairs: Sequence[tuple[Image.Image, Image.Image, str]], title: 
 def draw_truth(
     image: Image.Image, scale: float, record: dict[str, Any], classes: ClassTable
 ) -> Image.Image:
-    """Draw the objects of an image on it; crowds are left out.
+    """Draw the objects of an image on it, without crowds.
 
     Args:
-        image: the picture.
-        scale: from pixels of the file to pixels of ``image``.
+        image: picture.
+        scale: factor from pixels of the file to pixels of ``image``.
         record: Detectron2's dataset dict.
-        classes: of the model.
+        classes: classes of the model.
 
     Raises:
-        ValueError: an object is of a class that the model has not.
+        ValueError: an object has a class that the model does not have.
     """
     objects = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
     boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
     indices = [item["category_id"] for item in objects]
     if indices and max(indices) >= len(classes.names):
         raise ValueError(
-            f"{record['file_name']} has class {max(indices)}, the model only "
-            f"{len(classes.names)} classes; "
-            "choose the data set that it was trained on with --dataset"
+            f"{record['file_name']} has class {max(indices)}, but the model has only "
+            f"{len(classes.names)} classes. Name the data set it was trained on with --dataset"
         )
     corners = np.array(boxes, dtype=float).reshape(-1, 4) * scale
     return draw_boxes(image, corners, indices, [classes.names[index] for index in indices])

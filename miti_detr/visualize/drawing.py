@@ -1,4 +1,4 @@
-"""Boxes with labels on images, as bitmaps that can be read at their own size."""
+"""Labelled boxes on images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ Colour = tuple[int, int, int]
 
 
 def class_colour(index: int) -> Colour:
-    """Return the RGB colour of a class; neighbouring indices are far apart on the colour circle."""
+    """Return the RGB colour of a class; neighbouring indices have very different hues."""
     hue = (0.58 + index * 0.618034) % 1.0
-    # Every second round of hues is darker, so that many classes stay apart.
+    # Every second group of eight is darker, so that many classes can be told apart.
     value = 0.95 if (index // 8) % 2 == 0 else 0.7
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -26,7 +26,7 @@ def class_colour(index: int) -> Colour:
 
 @lru_cache(maxsize=16)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own DejaVu Sans in ``size`` pixels: the same letters on every machine."""
+    """Return matplotlib's DejaVu Sans at ``size`` pixels, which is the same on every machine."""
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size)
 
@@ -37,12 +37,12 @@ def resize_for_reading(
     """Scale an image so that its longer side is ``longest`` pixels.
 
     Args:
-        image: any mode.
-        longest: pixels.
-        shrink: False only enlarges: a larger image is returned as it is.
+        image: image of any mode.
+        longest: length of the longer side, pixels.
+        shrink: whether larger images are reduced; otherwise they are returned unchanged.
 
     Returns:
-        The image and the factor from old to new pixels.
+        The image, and the factor from old to new pixels.
     """
     scale = longest / max(image.size)
     if scale == 1 or (scale < 1 and not shrink):
@@ -57,13 +57,13 @@ def draw_boxes(
     """Draw labelled boxes on a copy of an image.
 
     Args:
-        image: the picture; its result is RGB.
-        boxes: (T, 4), xyxy in pixels of ``image``; drawn in order, so that the last lies on top.
-        classes: T class indices, for the colours.
-        labels: T texts; an empty one draws the box alone.
+        image: image of any mode.
+        boxes: (T, 4) boxes, xyxy in pixels of ``image``; the last is drawn on top.
+        classes: T class indices, which select the colours.
+        labels: T texts; "" draws only the box.
 
     Returns:
-        A new RGB image of the same size.
+        New RGB image of the same size.
     """
     picture = image.convert("RGB")
     canvas = ImageDraw.Draw(picture)
@@ -71,10 +71,10 @@ def draw_boxes(
     font = load_font(max(11, min(28, round(max(picture.size) / 45))))
     for box, index in zip(boxes, classes, strict=True):
         corners = _inside(box, picture.size)
-        # A dark inner edge, for boxes on a background of their own colour.
+        # A dark inner edge keeps boxes visible on a background of their own colour.
         canvas.rectangle(corners, outline="black", width=line + 1)
         canvas.rectangle(corners, outline=class_colour(index), width=line)
-    # Labels after all boxes: no line runs through a text.
+    # Labels are drawn after all boxes, so that no line crosses a text.
     for box, index, label in zip(boxes, classes, labels, strict=True):
         if label:
             _draw_label(canvas, _inside(box, picture.size), label, class_colour(index), font)
@@ -88,7 +88,7 @@ def detection_labels(instances: Instances, classes: ClassTable) -> list[str]:
 
 
 def draw_instances(image: Image.Image, instances: Instances, classes: ClassTable) -> Image.Image:
-    """Draw detections on an image, the surest on top.
+    """Draw detections on an image, the one with the highest score on top.
 
     Boxes are scaled from ``instances.image_size`` to the size of ``image``.
     """
@@ -100,14 +100,14 @@ def draw_instances(image: Image.Image, instances: Instances, classes: ClassTable
 
 
 def to_picture(array: np.ndarray, input_format: str) -> Image.Image:
-    """Turn an array (H, W, 3) in the model's channel order into an RGB picture."""
+    """Convert an array (H, W, 3) in the channel order of a model into an RGB picture."""
     return Image.fromarray(
         np.ascontiguousarray(array[:, :, ::-1] if input_format == "BGR" else array)
     )
 
 
 def _inside(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Round a box to pixels of the image; what lies outside is cut off."""
+    """Round a box to pixels and clip it to the image."""
     limit = np.array([size[0] - 1, size[1] - 1] * 2)
     left, top, right, bottom = np.clip(np.round(np.nan_to_num(box)), 0, limit).astype(int).tolist()
     return left, top, max(left, right), max(top, bottom)

@@ -1,4 +1,4 @@
-"""Patches of pre-training, and where a model finds them, as a picture."""
+"""Pictures of the patches of UP-DETR's pre-training, and where a model finds them."""
 
 from pathlib import Path
 
@@ -16,39 +16,39 @@ from miti_detr.files import replacing
 from .detections import CELL, choose_images, compose_pairs
 from .drawing import class_colour, draw_boxes, resize_for_reading, to_picture
 
-THUMBNAIL = 40  # largest side of a patch below its image, pixels
+THUMBNAIL = 40  # largest side of a patch shown below its image, pixels
 
 
 def best_boxes(instances: Instances, num_patches: int) -> torch.Tensor:
-    """Of the detections that were asked for a patch the surest.
+    """Return the box with the highest score among the detections for each patch.
 
     Args:
-        instances: of :class:`~miti_detr.modeling.pretrain.UpDetr`.
-        num_patches: M.
+        instances: output of :class:`~miti_detr.modeling.pretrain.UpDetr`.
+        num_patches: number of patches M.
 
     Returns:
-        (M, 4) xyxy in the frame of ``instances``; zeros for a patch without a detection.
+        (M, 4) boxes, xyxy in the frame of ``instances``; zeros for a patch without a detection.
     """
     boxes = torch.zeros(num_patches, 4)
-    for index in instances.scores.argsort().tolist():  # the surest is written last
+    for index in instances.scores.argsort().tolist():  # the highest score is written last
         boxes[instances.pred_patches[index]] = instances.pred_boxes.tensor[index]
     return boxes
 
 
 def draw_patches(cfg: CfgNode, dataset: str, path: Path, *, images: int = 8) -> None:
-    """Write one PNG: images with their patches (left), and where each was found (right).
+    """Write a PNG with images and their patches (left), and where each patch was found (right).
 
-    Patches and boxes that belong together have one colour and number; the label of a found box is
-    its IoU with the truth, in percent.
+    A patch and its box share colour and number. The label of a found box is its IoU with the patch
+    in percent.
 
     Args:
-        cfg: of an ``UpDetr``, with ``MODEL.WEIGHTS``.
+        cfg: config of an ``UpDetr``, with ``MODEL.WEIGHTS``.
         dataset: name in Detectron2's catalog.
-        path: the PNG.
-        images: how many, spread evenly over the data set.
+        path: PNG file.
+        images: number of images, spread evenly over the data set.
 
     Raises:
-        ValueError: none of these images can be used.
+        ValueError: none of these images is large enough or readable.
         KeyError: the data set is not registered.
     """
     records = DatasetCatalog.get(dataset)
@@ -56,7 +56,7 @@ def draw_patches(cfg: CfgNode, dataset: str, path: Path, *, images: int = 8) -> 
     chosen = [mapper(records[index]) for index in choose_images(images, len(records))]
     items = [item for item in chosen if item is not None]
     if not items:
-        raise ValueError(f"none of the images looked at in {dataset!r} can be used")
+        raise ValueError(f"{dataset!r}: all chosen images are unreadable or too small")
     model = Predictor(cfg).model
     pairs = []
     for item in items:
@@ -86,7 +86,7 @@ def draw_patches(cfg: CfgNode, dataset: str, path: Path, *, images: int = 8) -> 
 
 
 def _with_thumbnails(image: Image.Image, patches: list[Image.Image]) -> Image.Image:
-    """The patches in a row below an image, framed in their colours."""
+    """Show patches in a row below an image, framed in their colours."""
     side = min(THUMBNAIL, CELL // len(patches))
     sheet = Image.new("RGB", (max(image.width, side * len(patches)), image.height + side), "white")
     sheet.paste(image, (0, 0))

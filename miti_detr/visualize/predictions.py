@@ -1,4 +1,4 @@
-"""Predictions on a user's own image files: pictures with boxes, and one file of COCO results."""
+"""Predictions on image files: pictures with boxes, and one file of COCO results."""
 
 import json
 import logging
@@ -20,17 +20,17 @@ from .drawing import draw_instances, resize_for_reading, to_picture
 
 logger = logging.getLogger(__name__)
 
-# Pictures with a shorter longest side (pixels) are drawn enlarged to it: labels need room.
+# Smaller pictures are enlarged to this longest side (pixels), because labels need room.
 READABLE_SIZE = 320
 
 
 @dataclass
 class PredictionSummary:
-    """What became of the images.
+    """Results for a list of images.
 
     Attributes:
-        pictures: the written pictures, in the order of the images that could be read.
-        skipped: (image, reason) of those that could not.
+        pictures: pictures written, in the order of the images that could be read.
+        skipped: (image, reason) for each image that could not be read.
         results: COCO results, in the order of the images.
     """
 
@@ -40,13 +40,13 @@ class PredictionSummary:
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """List image files, each once, in the order given.
+    """List image files, each once, in the given order.
 
-    A folder stands for the images directly in it, by name. A named file is listed whatever it
-    is called and even if it is missing: reading it will tell.
+    A folder contributes the images directly in it, sorted by name. A file is listed whatever its
+    name, even if it is missing; the error then comes when it is read.
 
     Raises:
-        ValueError: nothing remains, as in a folder without images.
+        ValueError: there are no images.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -56,14 +56,14 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         else:
             found[path] = None
     if not found:
-        raise ValueError(f"no images in {', '.join(map(str, paths))}; sub-folders are not searched")
+        raise ValueError(f"no images in {', '.join(map(str, paths))}. Sub-folders are not searched")
     return list(found)
 
 
 def picture_paths(images: Sequence[Path], output_dir: Path) -> list[Path]:
-    """Choose the file of each image's picture: its own name, numbered where two would be the same.
+    """Choose the file of each picture: the name of its image, numbered if names are repeated.
 
-    JPEG stays JPEG; everything else becomes PNG.
+    JPEG images give JPEG pictures; all others give PNG.
 
     Raises:
         ValueError: a picture would replace one of the images.
@@ -81,7 +81,7 @@ def picture_paths(images: Sequence[Path], output_dir: Path) -> list[Path]:
     sources = {image.resolve() for image in images}
     for path in chosen:
         if path.resolve() in sources:
-            raise ValueError(f"{path} is one of the images; choose another output folder")
+            raise ValueError(f"{path} is one of the images. Choose another output folder")
     return chosen
 
 
@@ -97,21 +97,21 @@ def predict_images(
 ) -> PredictionSummary:
     """Predict image files in batches, and write pictures and ``predictions.json``.
 
-    The JSON is a list in COCO's result format with ``file_name`` added: ``image_id`` counts the
-    given images from 1, ``category_id`` is the data set's own, ``bbox`` is x, y, width, height in
-    pixels of the upright image.
+    The JSON file is a list in COCO's result format with ``file_name`` added. ``image_id`` counts
+    the given images from 1, ``category_id`` is the id used by the data set, and ``bbox`` is x, y,
+    width, height in pixels of the upright image.
 
     Args:
         predictor: the model.
-        images: files; one that cannot be read is skipped and reported.
-        output_dir: folder for pictures and JSON; made when missing.
+        images: files; unreadable ones are skipped and reported.
+        output_dir: folder for pictures and JSON, created if missing.
         classes: names and ids for labels and JSON.
-        threshold: least score of a detection that is drawn and written.
-        batch_size: images per forward pass; images of similar shape are put together.
-        advance: called with the number of images done since the last call.
+        threshold: lowest score of a detection that is drawn and written.
+        batch_size: number of images per forward pass; images of similar shape share a batch.
+        advance: called with the number of images processed since the last call.
 
     Returns:
-        The written and the skipped files.
+        Written and skipped files, and the results.
 
     Raises:
         ValueError: a picture would replace one of the images.
@@ -139,7 +139,7 @@ def predict_images(
 
 
 def _aspect_ratio(path: Path) -> float:
-    """Width over height, from the file's header; 0 where it has none: then reading reports it."""
+    """Return width over height from the header of a file, or 0 if it cannot be read."""
     try:
         width, height = image_size(path)
         return width / height

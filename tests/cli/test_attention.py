@@ -42,4 +42,4 @@ def test_wrong_pixels(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "pixel 56,0 is outside the image of 56 x 40" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["attention", *words, "--pixel", "56x0"])
-    assert "'56x0' is no position X,Y" in capsys.readouterr().err
+    assert "'56x0' is not a position X,Y" in capsys.readouterr().err

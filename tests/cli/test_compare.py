@@ -33,7 +33,7 @@ def test_from_runs(tmp_path: Path, capsys: Capture) -> None:
     [
         (["--from", "gone"], "is this the output folder of a run?"),
         (["--study", "gone.yaml"], "gone.yaml"),
-        (["--from", "run", "SOLVER.BASE_LR", "1"], "no KEY VALUE pairs"),
+        (["--from", "run", "SOLVER.BASE_LR", "1"], "remove the KEY VALUE pairs"),
         (["--config-file", "gone.yaml"], "the config file gone.yaml does not exist"),
     ],
 )

@@ -102,5 +102,5 @@ def test_compiled_models_are_measured():
 
 
 def test_a_model_without_transformer_is_refused():
-    with pytest.raises(ValueError, match="Linear has run no transformer layer"):
+    with pytest.raises(ValueError, match="Linear ran no transformer layer"):
         measure_rank(nn.Linear(3, 3), torch.zeros(1, 3))

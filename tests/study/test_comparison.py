@@ -153,7 +153,7 @@ def test_unfinished_and_diverged_runs_are_left_out(tmp_path: Path) -> None:
         "detr/seed_2 stopped early: the loss is not finite",
     ]
     (runs[0].path / "finished.json").unlink()
-    with pytest.raises(ValueError, match="no run is finished"):
+    with pytest.raises(ValueError, match="no run has finished"):
         compare_study(study, runs)
 
 

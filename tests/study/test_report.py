@@ -96,7 +96,7 @@ def test_foreign_runs_have_a_report_too(tmp_path: Path) -> None:
     comparison = compare_runs([write_foreign_run(tmp_path / "theirs")])
     report = write_report(comparison, tmp_path / "out", command="", studied=False)
     page = report.read_text()
-    assert "theirs has no bbox/AR (AR@100), config.yaml." in page
+    assert "theirs lacks bbox/AR (AR@100), config.yaml." in page
     assert "Figure 4 is left out: the test set (unknown) is not registered." in page
     assert "30.50" in page
     assert "same augmentation" not in page

@@ -122,5 +122,5 @@ def test_sheets(predictor, tmp_path: Path):
 
 def test_another_model_is_refused(predictor):
     other = Predictor(model=nn.Linear(1, 1), resize=predictor.resize, input_format="RGB")
-    with pytest.raises(ValueError, match="read from a MitiDetr, not from a Linear"):
+    with pytest.raises(ValueError, match="need a MitiDetr, not a Linear"):
         attention_maps(other, noise(8, 8))

@@ -74,7 +74,7 @@ def test_a_data_set_with_more_classes_than_the_model_is_refused(
     tmp_path: Path, predictor: Predictor
 ) -> None:
     name = register_images(tmp_path, 1, category=3)
-    with pytest.raises(ValueError, match=r"0\.png has class 2, the model only 2 classes"):
+    with pytest.raises(ValueError, match=r"0\.png has class 2, but the model has only 2 classes"):
         draw_detections(predictor, name, tmp_path / "out.png", num_classes=2)
     assert not (tmp_path / "out.png").exists()
 
