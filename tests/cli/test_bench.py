@@ -1,4 +1,4 @@
-"""``miti-detr bench``, with a small model and its children in this process."""
+"""``miti-detr bench`` with a small model, measured in this process."""
 
 import json
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_wrong_usage(words: list[str], message: str, capsys: Capture) -> None:
     ],
 )
 def test_what_does_not_fit_together(words: list[str], message: str, capsys: Capture) -> None:
-    """One line, before anything is measured."""
+    """The error is one line, before anything is measured."""
     assert run(*words) == 1
     said = capsys.readouterr()
     assert said.out == ""

@@ -1,4 +1,4 @@
-"""Files that are no weights, at every command that takes weights: one line, no traceback."""
+"""Files without weights give one line and no traceback in every command that reads weights."""
 
 import argparse
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ CONFIG = str(ROOT / "configs/shapes/miti_detr.yaml")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """All broken files, and a small data set that training would read."""
+    """Write all broken files, and a small data set for training."""
     folder = tmp_path_factory.mktemp("broken")
     for name, (write, _) in BROKEN.items():
         write(folder / name)
@@ -57,7 +57,7 @@ def test_predict(
 def test_predict_trusts_a_file_if_told(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the config comes from the file: what is in it is then what counts."""
+    """This holds for commands that read the config from the file, too."""
     words = ["--weights", str(files / "module.pth"), "--output", str(tmp_path)]
     assert main(["predict", str(files / "photo.png"), *words, "MODEL.TRUST_WEIGHTS", "True"]) == 1
     assert "it holds a Linear, not weights by name" in capsys.readouterr().err

@@ -42,7 +42,7 @@ def test_predict(weights: str, images: Path, tmp_path: Path, capsys: Capture) ->
     words = ["--weights", weights, "--output", str(out), "--threshold", "0", "--batch-size", "2"]
     assert main(["predict", str(images), *words]) == 0
     said = capsys.readouterr()
-    assert "3 of 4 images, 21 detections" in said.out  # 7 queries each
+    assert "3 of 4 images, 21 detections" in said.out  # 7 queries per image
     assert f"skipped {images / 'broken.jpg'}" in said.err
     results = json.loads((out / "predictions.json").read_text())
     assert {result["category_id"] for result in results} <= {1, 2, 3}  # ids of the shapes
@@ -56,7 +56,7 @@ def test_predict_takes_overrides(weights: str, images: Path, tmp_path: Path, fir
     tail = [*keys, *options] if first else [*options, *keys]
     assert main(["predict", str(images / "0.png"), *tail]) == 0
     results = json.loads((tmp_path / "predictions.json").read_text())
-    assert {result["category_id"] for result in results} <= {0, 1, 2}  # no data set: the indices
+    assert {result["category_id"] for result in results} <= {0, 1, 2}  # indices, without a data set
 
 
 def test_predict_without_a_readable_image(weights: str, tmp_path: Path, capsys: Capture) -> None:

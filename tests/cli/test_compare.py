@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from miti_detr.cli.main import main
+from miti_detr.cli.main import Terminated, main
 from miti_detr.engine import setup_config
 from tests.engine.hooks.test_matching import SMALL
 from tests.helpers import ROOT
@@ -46,17 +46,38 @@ def test_bad_input_is_named(
     assert message in line
 
 
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (Terminated(), 143)])
+def test_a_stopped_study_says_how_to_continue(
+    stop: BaseException,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    def run_study(*args: object, **kwargs: object) -> list[str]:
+        raise stop
+
+    monkeypatch.setattr("miti_detr.study.runs.run_study", run_study)
+    command = ["compare", "--config-file", str(ROOT / "configs/shapes/detr.yaml")]
+    command += ["--output", str(tmp_path / "my study")]
+    monkeypatch.setattr("sys.argv", ["miti-detr", *command])
+    assert main(command) == status
+    error = capsys.readouterr().err
+    assert "stopped. To continue, run the same command:\nmiti-detr compare" in error
+    assert "/my study'\n" in error
+
+
 def test_train_and_compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """Two arms in processes of their own; the same command again trains nothing, and another
-    config is refused."""
+    """Two arms train in two processes; repeating the command trains nothing, and another config is
+    refused."""
     output = tmp_path / "out"
     configs = [str(ROOT / f"configs/shapes/{name}.yaml") for name in ("detr", "miti_detr")]
     settings = ["--iterations", "4", "--evaluations", "2", "--seeds", "1", "--jobs", "2"]
     overrides = [str(word) for pair in SMALL.items() for word in pair]
     command = ["compare", "--config-file", *configs, *overrides, *settings, "--output", str(output)]
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))  # of the processes
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))  # for the processes
     with small_shapes(tmp_path):
         assert main(command) == 0
         said = capsys.readouterr()

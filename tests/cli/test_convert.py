@@ -16,7 +16,7 @@ from tests.checkpoint.test_checkpointer import RESNET18
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """``detr.pth`` and ``miti.pth`` of ours, ``official.pth`` of the published keys."""
+    """Write our ``detr.pth`` and ``miti.pth``, and ``official.pth`` with the published keys."""
     folder = tmp_path_factory.mktemp("convert")
     for name, residual in (("detr", "none"), ("miti", "before_norm")):
         cfg = r50_config(*RESNET18, "MODEL.DETR.LAYER_RESIDUAL", residual)
@@ -73,7 +73,7 @@ def test_formats_without_a_record_say_so(folder, tmp_path, capsys):
 
 
 def test_huggingface_needs_what_the_file_does_not_say(folder, tmp_path, capsys):
-    """Heads and DC5 come from the recorded config; without one it is said what was taken."""
+    """Heads and DC5 come from the recorded config; without one the assumed values are printed."""
     for source, said in (("detr.pth", False), ("official.pth", True)):
         assert convert(folder / source, tmp_path / "hf", "--to", "hf") == 0
         assert ('set "dilation": true there' in capsys.readouterr().out) == said

@@ -115,7 +115,7 @@ def test_numbers_out_of_range(read: object, text: str) -> None:
         read(text)  # type: ignore[operator]
 
 
-# Prints 100,000 lines with a character that ASCII lacks; without the package, to be quick.
+# Prints 100,000 lines with a character that ASCII lacks. It imports only one module, to be quick.
 PRINT = f"""
 import logging, runpy, sys
 streams = runpy.run_path({str(Path(streams.__file__))!r})
@@ -143,7 +143,7 @@ except BrokenPipeError:
     ],
 )
 def test_any_standard_output_will_do(shell: str, status: int, output: str) -> None:
-    """Closed, a pipe whose reader has gone, and an encoding that lacks a character."""
+    """It may be closed, a pipe without a reader, or have an encoding that lacks a character."""
     environment = {**os.environ, "PYTHONIOENCODING": "", "PYTHONUTF8": "1"}
     command = ["bash", "-c", shell, "bash", sys.executable, "-c", PRINT]
     done = subprocess.run(

@@ -24,7 +24,7 @@ CONFIGS = [str(ROOT / f"configs/shapes/{name}.yaml") for name in ("detr", "miti_
 
 
 def test_random_initialisation_side_by_side(tmp_path: Path, capsys: Capture) -> None:
-    """DETR and Miti-DETR of the same random weights: layer 0 is the same, layer 2 is not."""
+    """DETR and Miti-DETR with the same random weights agree in layer 0 but not in layer 2."""
     words = [word for config in CONFIGS for word in ("--config-file", config)]
     assert main(["rank", *words, "--output", str(tmp_path), *SMALL]) == 0
     said = capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_random_initialisation_side_by_side(tmp_path: Path, capsys: Capture) -> 
 
 
 def test_weights_and_images(tmp_path: Path, capsys: Capture) -> None:
-    """The numbers are those of the model on the image, resized as in evaluation."""
+    """The values are those of the model on the image, resized as in evaluation."""
     cfg = tiny_config("MODEL.DETR.DEC_LAYERS", 1)
     torch.manual_seed(3)
     model = build_model(cfg)

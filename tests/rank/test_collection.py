@@ -1,4 +1,4 @@
-"""Token matrices are those between the layers, without padding, and the model stays as it is."""
+"""Token matrices are those between the layers, without padding; the model does not change."""
 
 import pytest
 import torch
@@ -21,8 +21,8 @@ def inputs(*sizes):
 
 
 def test_states_of_a_detector(model):
-    """Layer 0 of the encoder is the projected feature, the last one the memory; the normalised
-    states are what the heads get."""
+    """Layer 0 of the encoder is the projected feature, the last one is the memory, and normalised
+    states are the input of the heads."""
     model.eval()
     images = model.preprocess_image(inputs((64, 96)))
     with torch.no_grad(), record_states(model) as stacks:
@@ -39,7 +39,7 @@ def test_states_of_a_detector(model):
 
 
 def test_padding_is_left_out(model):
-    """An image measured alone and in a padded batch gives the same, entropies included."""
+    """An image has the same measures on its own and in a padded batch, including entropies."""
     torch.manual_seed(0)
     source, query = torch.randn(2, 32, 6, 7), model.query_embed.weight
     mask = torch.zeros(2, 6, 7, dtype=torch.bool)
@@ -59,7 +59,7 @@ def test_padding_is_left_out(model):
 
 
 def test_model_is_left_as_it_was(model):
-    """Training flags, weights, gradients' state and hooks; dropout is off while measuring."""
+    """Training flags, weights, gradient mode and hooks are restored; dropout is off meanwhile."""
     model.train()
     model.backbone.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -73,7 +73,7 @@ def test_model_is_left_as_it_was(model):
 
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_layers_of_torch(batch_first):
-    """A torch encoder with padding: its own output, un-padded tokens of each image alone."""
+    """For a torch encoder with padding, only un-padded tokens are measured."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first)
     encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=batch_first).eval()
@@ -91,7 +91,7 @@ def test_layers_of_torch(batch_first):
 
 
 def test_compiled_models_are_measured():
-    """Compiled code passes hooks by that came later."""
+    """Compiled code ignores hooks that are added later."""
     torch.manual_seed(0)
     layer, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), torch.randn(1, 7, 16)
     plain = measure_rank(layer, x)

@@ -1,4 +1,4 @@
-"""Measures of token matrices against their formulas."""
+"""Measures of token matrices agree with their formulas."""
 
 import math
 
@@ -41,8 +41,8 @@ def test_orthogonal_tokens_have_full_rank():
 
 
 def test_composite_norm():
-    """[[1, -2], [3, 4]]: column sums 4 and 6, row sums 3 and 7: sqrt(42). And no norm: for a row
-    and a column of ones, 10 and 10, it is 101 for the sum."""
+    """[[1, -2], [3, 4]] has column sums 4 and 6 and row sums 3 and 7: sqrt(42). The triangle
+    inequality fails: a row and a column of ones have 10 each, and their sum has 101."""
     x = torch.tensor([[1.0, -2.0], [3.0, 4.0]], dtype=torch.float64)
     torch.testing.assert_close(rank.composite_norm(x), torch.tensor(42.0).double().sqrt(), **EXACT)
     row, column = torch.zeros(100, 100), torch.zeros(100, 100)
@@ -59,7 +59,7 @@ def test_singular_values_are_those_of_the_svd(shape):
 
 
 def test_mean_cosine_of_pairs():
-    """O(n d) formula against all pairs."""
+    """The O(n d) formula equals the mean over all pairs."""
     x = tokens() + 1
     unit = x / x.norm(dim=1, keepdim=True)
     pairs = (unit @ unit.T)[~torch.eye(30, dtype=torch.bool)]
@@ -76,8 +76,8 @@ def test_entropy_counts_keys_that_are_not_padding():
 
 
 def test_published_residual_keeps_what_the_tokens_share():
-    """Equation (14) holds for tokens that are nearly rank one, and says nothing of rank; it fails
-    for a layer that cancels its input."""
+    """Equation (14) holds for tokens that are nearly rank one, so it does not measure rank. It
+    fails for a layer that cancels its input."""
     x = torch.ones(30, 8, dtype=torch.float64)
     change = 0.01 * tokens()
     found = rank.measure_step(x, x + change)

@@ -1,4 +1,4 @@
-"""What is known of rank collapse at initialisation, at sizes of a test."""
+"""Known properties of rank collapse at initialisation, for small sizes."""
 
 import itertools
 
@@ -16,8 +16,8 @@ SMALL = TheorySpec(grid=(9, 12), d_model=128, nhead=4, dim_feedforward=512, dept
 
 
 def test_pure_attention_collapses_doubly_exponentially_only_without_positions():
-    """In float64: without positions the number of lost digits multiplies, and nothing is left after
-    three layers; with them each layer takes about as much as the one before."""
+    """In float64, without positions the number of lost digits multiplies and nothing is left after
+    three layers; with positions each layer removes about as much as the one before."""
     without = pure_attention(SMALL, "shared", positions=False, depth=3)
     assert without[2] < 1e-5
     assert without[3] < 1e-14
@@ -46,7 +46,7 @@ def _other_seed(method, shift):
 
 
 def test_decoder_starts_nearly_at_rank_one():
-    """The states start at zero, and queries enter through queries and keys alone."""
+    """The states start at zero, and queries enter only through queries and keys."""
     panel = decoder_panel(SMALL, variants=("none", "before_norm", "after_norm"))
     r = [layers[6]["residual"] for layers in panel.values()]
     assert r == sorted(r)
@@ -54,7 +54,7 @@ def test_decoder_starts_nearly_at_rank_one():
 
 
 def test_decoder_of_full_size_equals_that_of_the_published_layers():
-    """Layer 1 on 850 tokens, mean of seeds 0 to 2: r and std measured with the published layers."""
+    """Layer 1 with 850 tokens, mean of seeds 0 to 2: r and std agree with the published layers."""
     measured = {"none": (0.00233, 1.000), "pre none": (0.00593, 0.751)}
     panel = decoder_panel(TheorySpec(depth=1), variants=tuple(measured))
     for name, (r, std) in measured.items():
@@ -63,7 +63,7 @@ def test_decoder_of_full_size_equals_that_of_the_published_layers():
 
 
 def test_panel_is_the_layer_of_the_model():
-    """`before_norm` of the panel is the encoder of a Miti-DETR with these weights."""
+    """`before_norm` of the panel equals the encoder of a Miti-DETR with these weights."""
     panel = encoder_panel(SMALL, "independent", variants=("before_norm",))
     encoder = SMALL.encoder(0)
     x = SMALL.tokens("independent", 0)

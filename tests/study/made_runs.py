@@ -1,4 +1,4 @@
-"""Folders of runs with made-up numbers, as trainings leave them."""
+"""Output folders of runs with made-up numbers."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def write_run(
     dataset: str = "shapes_val",
     rank: float | None = None,
 ) -> Path:
-    """A run of ours, evaluated each 100 iterations; all other numbers follow from ``aps``."""
+    """Write a run of ours, evaluated every 100 iterations; other numbers follow from ``aps``."""
     last = 100 * len(aps)
     steps = [
         {"iteration": i, "total_loss": 20 - i / last + (i % 7) / 10, "grad_norm": 1 + (i % 5)}
@@ -59,7 +59,7 @@ def write_run(
 
 
 def write_foreign_run(path: Path) -> Path:
-    """A run of stock Detectron2: no config, no recall, no gradient norm."""
+    """Write a run of stock Detectron2: no config, no recall, no gradient norm."""
     records: list[dict[str, Any]] = [
         {"iteration": i, "total_loss": 3 - i / 100, "lr": 0.1} for i in range(19, 200, 20)
     ]
@@ -71,7 +71,7 @@ def write_foreign_run(path: Path) -> Path:
 def write_detections(
     path: Path, dataset: str, found: Sequence[tuple[int, list[float], float]]
 ) -> None:
-    """Detections of category 1: image id, box (x, y, width, height), score."""
+    """Write detections of category 1: image id, box (x, y, width, height), score."""
     results = [
         {"image_id": image, "category_id": 1, "bbox": box, "score": score}
         for image, box, score in found

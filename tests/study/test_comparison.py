@@ -1,4 +1,4 @@
-"""Arms from folders, and the tables, on runs with made-up numbers."""
+"""Arms and tables from the folders of runs with made-up numbers."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ APS = {"detr": ([10, 20], [12, 24], [11, 22]), "miti": ([11, 21], [13, 26], [10,
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Comparison:
-    """Final AP of DETR 20, 24, 22 and of Miti 21, 26, 25."""
+    """The final APs are 20, 24, 22 for DETR and 21, 26, 25 for Miti-DETR."""
     paths = [
         write_run(tmp_path / arm / f"seed_{seed}", aps, seed=seed, residual=arm, rank=seed / 2)
         for arm, runs in APS.items()
@@ -58,8 +58,8 @@ def test_accuracy_and_difference(comparison: Comparison) -> None:
 
 
 def test_epochs_to_reach(comparison: Comparison) -> None:
-    """AP 16: of 10, 20 after 160 iterations, of 12, 24 after 133.3, of 11, 22 after 145.5; 50 an
-    epoch."""
+    """The curves 10, 20 and 12, 24 and 11, 22 reach AP 16 after 160, 133.3 and 145.5 iterations; an
+    epoch has 50."""
     cell: Any = tables_of(comparison)["reached"].rows[0][3]
     expected = np.mean([160, 100 + 100 / 3, 100 + 500 / 11]) / 50
     assert cell["mean"] == pytest.approx(expected)
@@ -74,8 +74,8 @@ def test_an_ap_that_some_runs_do_not_reach(comparison: Comparison) -> None:
 
 
 def test_stability_matching_and_queries(comparison: Comparison) -> None:
-    """Norms 1..5 in turn: median 3, 60 % above the clip value of 2.5. Of the objects' queries in
-    layer 2, 0 1 1 then 0 1 2: one of three changes; at the end 0, 1, 2 find one object each."""
+    """Norms cycle through 1..5: their median is 3, and 60 % exceed the clip value of 2.5. Queries
+    in layer 2 go from 0 1 1 to 0 1 2: one of three changes, and at the end each finds one object."""
     tables = tables_of(comparison)
     row: Any = tables["stability"].rows[0]
     assert [cell["mean"] for cell in row[1:5]] == pytest.approx([3, 5, 5, 60])

@@ -1,4 +1,4 @@
-"""Study files, the runs that they plan, and runs that are killed."""
+"""Runs planned from a study, and runs that are killed."""
 
 import argparse
 import dataclasses
@@ -40,7 +40,7 @@ def test_two_configs_of_one_name() -> None:
 
 
 def test_the_study_of_make_compare(tmp_path: Path) -> None:
-    """Five arms with three seeds at 6+6, three learning rates, three depths; one length for all."""
+    """It has five arms with three seeds at 6 + 6 layers, three learning rates and three depths."""
     study = read_study(ROOT / "configs/studies/shapes_6x6.yaml")
     runs = plan_runs(study, tmp_path)
     assert len({run.path for run in runs}) == len(runs)
@@ -62,7 +62,7 @@ def test_the_study_of_make_compare(tmp_path: Path) -> None:
     grid = {(detr[n].LAYER_RESIDUAL, detr[n].ENC_LAYERS, detr[n].DEC_LAYERS) for n in depths}
     assert len(grid) == 6
     assert {(encoder, decoder) for _, encoder, decoder in grid} == {(2, 2), (6, 6), (12, 6)}
-    for arm in study.arms:  # a difference is that of the residual alone
+    for arm in study.arms:  # arm and reference differ only in the residual
         if arm.reference:
             one, other = configs[arm.name].clone(), configs[arm.reference].clone()
             one.OUTPUT_DIR, one.SEED = other.OUTPUT_DIR, other.SEED
@@ -72,7 +72,7 @@ def test_the_study_of_make_compare(tmp_path: Path) -> None:
 
 
 def test_a_pretrained_start_is_an_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It must be there, or nothing is trained. 8 arms of 3 seeds."""
+    """Nothing is trained unless the file exists. The study has 8 arms with 3 seeds."""
     monkeypatch.chdir(tmp_path)
     study = read_study(ROOT / "configs/studies/shapes_up_detr.yaml")
     with pytest.raises(
@@ -88,7 +88,7 @@ def test_a_pretrained_start_is_an_arm(tmp_path: Path, monkeypatch: pytest.Monkey
         run.arm.name: dict(zip(run.options[::2], run.options[1::2], strict=True)) for run in runs
     }
     assert starts["miti"]["MODEL.WEIGHTS"] == ""
-    assert "MODEL.WEIGHTS" not in starts["miti_tenth_pretrained"]  # that of the config
+    assert "MODEL.WEIGHTS" not in starts["miti_tenth_pretrained"]  # the config sets it
     assert starts["miti_tenth_pretrained"]["DATASETS.TRAIN_SHARE"] == "0.1"
 
 
@@ -118,7 +118,7 @@ def test_the_schedule_follows_the_budget(tmp_path: Path) -> None:
 def test_an_arm_that_was_started_with_another_config(tmp_path: Path) -> None:
     study = study_of_configs([DETR], seeds=2)
     assert [run.name for run in plan_runs(study, tmp_path)] == ["detr/seed_0", "detr/seed_1"]
-    plan_runs(study_of_configs([DETR, MITI], seeds=3), tmp_path)  # more of it is no contradiction
+    plan_runs(study_of_configs([DETR, MITI], seeds=3), tmp_path)  # more runs are allowed
     with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR 0\.0005, which is now 0\.1"):
         plan_runs(study, tmp_path, ["SOLVER.BASE_LR", "0.1"])
 
@@ -132,7 +132,7 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Killed(BaseException):
-    """What no program expects."""
+    """An exception that no code catches."""
 
 
 def train(run: StudyRun) -> None:
@@ -144,14 +144,14 @@ def train(run: StudyRun) -> None:
 
 
 def tables_of(study: Study, runs: list[StudyRun]) -> str:
-    """All tables as text, in which NaN equals NaN."""
+    """Return all tables as text, in which NaN equals NaN."""
     comparison = compare_study(study, runs)
     tables = [*group_tables(comparison.arms, comparison), runs_table(comparison)]
     return json.dumps([dataclasses.asdict(table) for table in tables], indent=1)
 
 
 def records_of(run: StudyRun) -> str:
-    """Records of ``metrics.json`` without times."""
+    """Return the records of ``metrics.json`` without times."""
     lines = (run.path / "metrics.json").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     timeless = [
@@ -164,7 +164,7 @@ def records_of(run: StudyRun) -> str:
 def test_a_killed_study_gives_the_same_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 iterations, evaluations and checkpoints each 20; killed in a step before the first
+    """40 iterations with evaluations and checkpoints every 20; killed in a step before the first
     checkpoint, in the first evaluation, before the first checkpoint is written, and in the last
     evaluation."""
     arm = Arm("miti", MITI, seeds=(0,))
@@ -186,7 +186,7 @@ def test_a_killed_study_gives_the_same_tables(
 
 
 def kill_at(patch: pytest.MonkeyPatch, place: str, iteration: int) -> None:
-    """Let a run die on entering a function at an iteration."""
+    """Make a run die when it enters a function at an iteration."""
     owner, name = {
         "step": (run_module.StopWithParent, "before_step"),
         "test": (defaults, "inference_on_dataset"),

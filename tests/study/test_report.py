@@ -1,4 +1,4 @@
-"""The report itself: whole, true to its JSON, and readable in a browser."""
+"""The report is self-contained, agrees with its JSON, and is readable in a browser."""
 
 import csv
 import html
@@ -24,8 +24,8 @@ TRUE_BOX = [50.0, 10, 45, 35]  # of register_images, of category 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of two arms with two seeds; on image 1 the second arm has one false detection, on
-    image 2 two."""
+    """A report of two arms with two seeds; the second arm has one false detection on image 1 and
+    two on image 2."""
     root = tmp_path_factory.mktemp("report")
     dataset = register_images(root, 3)
     paths = []
@@ -82,7 +82,7 @@ def test_the_page_needs_nothing_else(folder: Path) -> None:
 
 
 def test_images_that_differ_most_come_first(folder: Path) -> None:
-    """Below the threshold nothing counts, nor do crowds."""
+    """Detections below the threshold and crowds are ignored."""
     content = json.loads((folder / "report.json").read_text())
     assert [p["image"] for p in content["pictures"]] == ["2.png", "1.png"]
     assert content["pictures"][0]["errors"] == {
@@ -122,7 +122,7 @@ onload = () => {{
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_desktop_and_phone(folder: Path, width: int) -> None:
-    """In a frame of that width, since headless Chromium has no window narrower than 500 pixels."""
+    """Measured in a frame, because headless Chromium has no window narrower than 500 pixels."""
     frame = folder / f"frame_{width}.html"
     frame.write_text(MEASURE.format(width=width))
     options = "--headless --no-sandbox --disable-gpu --disable-background-networking"

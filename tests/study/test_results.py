@@ -1,4 +1,4 @@
-"""Records of runs that are damaged: one line that names the file."""
+"""Damaged records of a run give one line that names the file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The processes of a study, with stand-ins for the trainings."""
+"""The processes of a study, with short stand-ins for the trainings."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[StudyRun]:
 
 
 def stand_in(code: str, started: list[Popen]) -> object:
-    """A replacement of ``_start``; the code finds the folder of the run in its argument."""
+    """Return a replacement of ``_start``; the code gets the folder of the run as argument."""
 
     def start(run: StudyRun, threads: int) -> Popen:
         run.path.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def test_all_are_done_and_no_more_than_asked_for_at_a_time(
     (runs[2].path / "finished.json").write_text("{}")
     seen: list[list[str]] = []
     assert run_study(runs, jobs=2, watch=lambda done, running: seen.append(running)) == []
-    assert len(started) == 3  # one was done before
+    assert len(started) == 3  # one had finished before
     assert max(map(len, seen)) == 2
     assert {iterations_done(run) for run in runs} == {100}
 
@@ -79,9 +79,9 @@ def test_progress_is_read_from_the_metrics(runs: list[StudyRun]) -> None:
     write_lines(path, [{"iteration": 19}, {"iteration": 39, "long": "x" * 10}])
     assert iterations_done(runs[0]) == 40
     with path.open("a") as file:
-        file.write('{"iteration": 5')  # in the midst of a line
+        file.write('{"iteration": 5')  # an incomplete line
     assert iterations_done(runs[0]) == 0
-    write_lines(path, [{"iteration": 100}])  # of the evaluation after the last step
+    write_lines(path, [{"iteration": 100}])  # from the evaluation after the last step
     assert iterations_done(runs[0]) == 100
 
 

@@ -1,4 +1,4 @@
-"""Each number against its formula, worked out by hand."""
+"""Statistics agree with results worked out by hand."""
 
 import math
 
@@ -46,8 +46,8 @@ def test_one_pair_has_no_interval() -> None:
 
 
 def test_first_reached() -> None:
-    """From (100, 10) to (200, 30), 15 is reached after a quarter; from (0, 0) to (100, 10), 5 after
-    a half."""
+    """Between (100, 10) and (200, 30), 15 is reached after a quarter; between (0, 0) and (100, 10),
+    5 after half."""
     curve = ([100, 200, 300], [10.0, 30.0, 20.0])
     assert first_reached(*curve, 15) == 125
     assert first_reached(*curve, 5) == 50
@@ -72,7 +72,7 @@ def test_largest_fall() -> None:
 
 
 def test_changed_share() -> None:
-    """Layer 1: of objects 0, 1, 2 with a query both times, one changes; layer 2: none has one."""
+    """In layer 1 one of the objects 0, 1, 2 changes its query; in layer 2 none has a query."""
     before = np.array([[4, 5, 6, -1], [-1, -1, -1, -1]])
     after = np.array([[4, 5, 7, 8], [1, 2, 3, 4]])
     np.testing.assert_allclose(changed_share(before, after), [1 / 3, np.nan])

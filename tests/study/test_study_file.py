@@ -17,7 +17,7 @@ def write_study(path: Path, **content: Any) -> Path:
 
 
 def error_of(path: Path) -> str:
-    """The message, which is one line that names the file."""
+    """Return the message, which is one line that names the file."""
     with pytest.raises(ValueError, match=r"study\.yaml") as error:
         read_study(path)
     assert "\n" not in str(error.value)

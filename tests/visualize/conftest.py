@@ -1,4 +1,4 @@
-"""Stand-ins for a trained model."""
+"""A stand-in for a trained model."""
 
 import pytest
 import torch

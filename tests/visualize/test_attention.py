@@ -1,4 +1,4 @@
-"""Attention maps are the attention of the model, on the cells where they belong."""
+"""Attention maps show the attention of the model at the right cells."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ CLASSES = ClassTable(["circle", "square", "star"], [1, 2, 3])
 
 @pytest.fixture(scope="module")
 def predictor():
-    """40 x 56 pixels become 80 x 112, padded to a multiple of 32: 96 x 128, stride 8."""
+    """40 x 56 pixels become 80 x 112, padded to 96 x 128, with stride 8."""
     torch.manual_seed(0)
     predictor = Predictor(
         tiny_config("MODEL.DETR.SIZE_DIVISIBILITY", 32, "MODEL.DETR.DEC_LAYERS", 2)
@@ -35,7 +35,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def test_maps_of_a_detector(predictor):
-    """Layers, heads and un-padded cells; every map sums to 1; queries are those of the results."""
+    """Shapes are layers, heads and un-padded cells; maps sum to 1; queries match the results."""
     image = noise(40, 56)
     maps = attention_maps(predictor, image, num_queries=3)
     assert maps.decoder.shape == (3, 2, 2, 10, 14)
@@ -54,7 +54,7 @@ def test_maps_of_a_detector(predictor):
 
 
 def test_maps_are_where_the_tokens_are(predictor, monkeypatch):
-    """Attention to one cell alone shows there: token 3 * 16 + 5 of a grid with 16 columns."""
+    """Attention to a single cell appears there: token 3 * 16 + 5 of a grid with 16 columns."""
     weights = torch.zeros(1, 2, 7, 12 * 16)
     weights[..., 3 * 16 + 5] = 1
 
@@ -66,7 +66,7 @@ def test_maps_are_where_the_tokens_are(predictor, monkeypatch):
     assert maps.decoder[0, 0, 0].nonzero().tolist() == [[3, 5]]
     picture = heat_picture(maps.decoder[0, 0, 0], maps.extent, (56, 40))
     brightest = np.unravel_index(picture.argmax(), picture.shape)
-    assert 3 * 4 <= brightest[0] < 4 * 4  # the image has 4 pixels a cell
+    assert 3 * 4 <= brightest[0] < 4 * 4  # a cell is 4 pixels wide
     assert 5 * 4 <= brightest[1] < 6 * 4
 
 
@@ -93,7 +93,7 @@ def test_nothing_is_kept_unless_asked(predictor):
 
 
 def test_cells_beyond_the_image_are_cut_off():
-    """A picture of 1.5 cells width: the second cell shows half of itself."""
+    """A picture 1.5 cells wide shows half of the second cell."""
     weights = torch.tensor([[0.0, 1.0]])
     picture = heat_picture(weights, (1.0, 1.5), (30, 20))
     assert picture.shape == (20, 30)
@@ -103,7 +103,7 @@ def test_cells_beyond_the_image_are_cut_off():
 
 
 def test_sheets(predictor, tmp_path: Path):
-    """One overview and one sheet for each query and pixel; both models are in it."""
+    """There is an overview and a sheet per query and pixel, with both models."""
     image = noise(40, 56)
     maps = attention_maps(predictor, image, num_queries=2)
     picture = Image.fromarray(image)

@@ -71,7 +71,7 @@ def test_keys_of_one_and_several_test_sets() -> None:
 
 
 def test_smooth_is_the_symmetric_average() -> None:
-    """60 points: two neighbours on each side where there are two; a line is its own average."""
+    """60 points are averaged over two neighbours on each side; a straight line does not change."""
     line = np.arange(60.0)
     np.testing.assert_allclose(smooth(line), line, rtol=0, atol=1e-9)
     spike = np.zeros(60)

@@ -20,7 +20,7 @@ from miti_detr.visualize.drawing import class_colour
 
 
 def register_images(folder: Path, count: int, category: int = 1) -> str:
-    """``count`` images of 100x50, each with an object in its right half (and a crowd in all)."""
+    """``count`` images of 100 x 50 pixels: an object in the right half, a crowd everywhere."""
     images, annotations = [], []
     for index in range(count):
         Image.new("RGB", (100, 50), (128, 128, 128)).save(folder / f"{index}.png")

@@ -22,7 +22,7 @@ def grey(width: int, height: int) -> Image.Image:
 
 
 def test_a_box_is_drawn_where_it_is() -> None:
-    """Its outline is coloured, its inside and outside are not."""
+    """The outline is coloured; inside and outside are unchanged."""
     picture = draw_boxes(grey(100, 80), np.array([[20.0, 30.0, 60.0, 70.0]]), [2], [""])
     for point in ((20, 30), (60, 70), (40, 30), (20, 50)):
         assert picture.getpixel(point) == class_colour(2), point
@@ -31,7 +31,7 @@ def test_a_box_is_drawn_where_it_is() -> None:
 
 
 def test_a_label_stays_inside_the_image() -> None:
-    """In the upper right corner it goes into the box and to the left."""
+    """In the upper right corner the label moves into the box and to the left."""
     picture = draw_boxes(grey(100, 80), np.array([[90.0, 0.0, 99.0, 9.0]]), [0], ["circle 0.99"])
     pixels = np.asarray(picture)
     coloured = (pixels == class_colour(0)).all(-1)
@@ -70,7 +70,7 @@ def test_no_detection_leaves_the_image() -> None:
 
 
 def test_detections_scale_with_the_picture_and_the_surest_lies_on_top() -> None:
-    """Boxes of a 50x50 frame on a picture of 100x100: coordinates double."""
+    """Coordinates double from a frame of 50 x 50 to a picture of 100 x 100."""
     instances = Instances((50, 50))
     instances.pred_boxes = Boxes(torch.tensor([[10.0, 30, 40, 45], [10, 30, 40, 45]]))
     instances.scores = torch.tensor([0.9, 0.6])

@@ -90,7 +90,7 @@ def test_gradient_that_is_not_finite(tiny_data: Path, tmp_path: Path) -> None:
 
 def test_refuses_other_files(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=r"model.pth is no replay file"):
+    with pytest.raises(ValueError, match=r"model.pth is not a replay file"):
         replay(tmp_path / "model.pth")
     with pytest.raises(FileNotFoundError):
         replay(tmp_path / "none.pth")
