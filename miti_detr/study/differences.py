@@ -71,7 +71,7 @@ def draw_most_different(
     chosen = _choose_runs(arms)
     try:
         dataset, records, files = _find_data(chosen)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return [], f"Figure 4 is left out: {error}"
     classes = class_table(dataset, len(MetadataCatalog.get(dataset).thing_classes))
     results = [_read_detections(file, threshold, classes) for file in files]
@@ -102,6 +102,7 @@ def _find_data(runs: Sequence[RunResult]) -> tuple[str, dict[Any, dict[str, Any]
 
     Raises:
         OSError: the data set or the detections are missing.
+        ValueError: the annotation file of the data set is damaged.
     """
     names = runs[0].config.get("DATASETS.TEST")
     dataset = str(names[0]) if isinstance(names, (list, tuple)) and names else ""

@@ -74,8 +74,8 @@ def test_an_ap_that_some_runs_do_not_reach(comparison: Comparison) -> None:
 
 
 def test_stability_matching_and_queries(comparison: Comparison) -> None:
-    """Norms cycle through 1..5: their median is 3, and 60 % exceed the clip value of 2.5. Queries
-    in layer 2 go from 0 1 1 to 0 1 2: one of three changes, and at the end each finds one object."""
+    """Norms cycle through 1..5: their median is 3, and 60 % exceed the clip value of 2.5. In layer
+    2 the queries go from 0 1 1 to 0 1 2: one of three changes, and each finds one object."""
     tables = tables_of(comparison)
     row: Any = tables["stability"].rows[0]
     assert [cell["mean"] for cell in row[1:5]] == pytest.approx([3, 5, 5, 60])

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from miti_detr.study.study_file import read_study
 
@@ -90,7 +92,7 @@ def test_an_arm_is_a_folder_of_the_study(tmp_path: Path, name: Any) -> None:
         ("arms: {a: {config: b, config: c}}", "the key 'config' is given twice"),
         ("arms: !!python/object/apply:os.getcwd []", "is not a readable YAML file"),
         ("_BASE_: study.yaml\narms: {a: {config: b}}", "unknown field '_BASE_'"),
-        ("[" * 5000, "is not a readable YAML file"),
+        ("[" * 1200, "is not a readable YAML file"),
         ("title: \x00", "is not a readable YAML file"),
     ],
 )
@@ -104,6 +106,34 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_bytes(b"\xff\xfe\x00\x01")
     assert "is not a readable YAML file" in error_of(path)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+FIELDS = [*("title", "arms", "groups", "overrides", "iterations", "evaluations", "seeds", "aps")]
+FIELDS += ["threshold", "rank_period", "config", "reference"]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2),
+    st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=1),
+)
+def test_any_values_work_or_give_one_line(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any], of_arm: dict[str, Any]
+) -> None:
+    content = {"arms": {"a": {**ARM, **of_arm}, "b": ARM}, **fields}
+    path = tmp_path_factory.getbasetemp() / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    message = ""
+    try:
+        read_study(path)
+    except ValueError as error:
+        message = str(error)
+    assert not message or (message.startswith(str(path)) and len(message.splitlines()) == 1)
 
 
 def test_seeds_are_a_number_or_a_list(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from miti_detr.engine import NonFiniteError, Trainer, replay
+from miti_detr.engine.hooks import nonfinite
 from tests.engine.stub import TinyDetector, config
 
 
@@ -94,3 +95,10 @@ def test_refuses_other_files(tmp_path: Path) -> None:
         replay(tmp_path / "model.pth")
     with pytest.raises(FileNotFoundError):
         replay(tmp_path / "none.pth")
+
+
+def test_a_batch_of_pretraining_keeps_its_patches() -> None:
+    patches = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    names = ("file_name", "image_id", "height", "width", "image")
+    batch = {**dict.fromkeys(names), "patches": patches}
+    assert torch.equal(nonfinite._inputs(nonfinite._plain(batch))["patches"], patches)
