@@ -41,9 +41,9 @@ def test_predict(weights: str, images: Path, tmp_path: Path, capsys: Capture) ->
     out = tmp_path / "out"
     words = ["--weights", weights, "--output", str(out), "--threshold", "0", "--batch-size", "2"]
     assert main(["predict", str(images), *words]) == 0
-    said = capsys.readouterr()
-    assert "3 of 4 images, 21 detections" in said.out  # 7 queries per image
-    assert f"skipped {images / 'broken.jpg'}" in said.err
+    printed = capsys.readouterr()
+    assert "3 of 4 images, 21 detections" in printed.out  # 7 queries per image
+    assert f"skipped {images / 'broken.jpg'}" in printed.err
     results = json.loads((out / "predictions.json").read_text())
     assert {result["category_id"] for result in results} <= {1, 2, 3}  # ids of the shapes
     assert sorted(path.name for path in out.glob("*.png")) == ["0.png", "1.png", "2.png"]
@@ -62,9 +62,9 @@ def test_predict_takes_overrides(weights: str, images: Path, tmp_path: Path, fir
 def test_predict_without_a_readable_image(weights: str, tmp_path: Path, capsys: Capture) -> None:
     words = ["predict", str(tmp_path / "gone.png"), "--weights", weights]
     assert main([*words, "--output", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr()
-    assert "gone.png" in said.err
-    assert "0 of 1 images" in said.out
+    printed = capsys.readouterr()
+    assert "gone.png" in printed.err
+    assert "0 of 1 images" in printed.out
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_predict_names_bad_input(
 ) -> None:
     options = ["--weights", weights, "--output", str(tmp_path / "out")]
     assert main(["predict", str(images), *options, *words]) == 1
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith("miti-detr: error: ")
-    assert message in said[0]
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1
+    assert printed[0].startswith("miti-detr: error: ")
+    assert message in printed[0]
 
 
 def test_detections(weights: str, tmp_path: Path, capsys: Capture) -> None:
@@ -146,7 +146,7 @@ def test_doctor_says_how_to_get_what_is_missing(
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     monkeypatch.setattr(doctor, "_version", lambda name: None)
     assert main(["doctor"]) == 1
-    said = capsys.readouterr().out
-    assert "MISSING: pip install torch" in said
-    assert "pip install --no-build-isolation git+" in said
-    assert "pip install 'miti_detr[timm]'" in said
+    printed = capsys.readouterr().out
+    assert "MISSING: pip install torch" in printed
+    assert "pip install --no-build-isolation git+" in printed
+    assert "pip install 'miti_detr[timm]'" in printed

@@ -80,8 +80,8 @@ def test_train_and_compare(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))  # for the processes
     with small_shapes(tmp_path):
         assert main(command) == 0
-        said = capsys.readouterr()
-        assert "2/2 runs" in said.err
+        printed = capsys.readouterr()
+        assert "2/2 runs" in printed.err
         consoles = [path.read_text() for path in output.rglob("console.txt")]
         assert len(consoles) == 2
         assert main(command) == 0

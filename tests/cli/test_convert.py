@@ -74,9 +74,9 @@ def test_formats_without_a_record_say_so(folder, tmp_path, capsys):
 
 def test_huggingface_needs_what_the_file_does_not_say(folder, tmp_path, capsys):
     """Heads and DC5 come from the recorded config; without one the assumed values are printed."""
-    for source, said in (("detr.pth", False), ("official.pth", True)):
+    for source, printed in (("detr.pth", False), ("official.pth", True)):
         assert convert(folder / source, tmp_path / "hf", "--to", "hf") == 0
-        assert ('set "dilation": true there' in capsys.readouterr().out) == said
+        assert ('set "dilation": true there' in capsys.readouterr().out) == printed
 
 
 def test_a_folder_is_no_file_to_write(folder, tmp_path, capsys):

@@ -27,8 +27,8 @@ def test_random_initialisation_side_by_side(tmp_path: Path, capsys: Capture) -> 
     """DETR and Miti-DETR with the same random weights agree in layer 0 but not in layer 2."""
     words = [word for config in CONFIGS for word in ("--config-file", config)]
     assert main(["rank", *words, "--output", str(tmp_path), *SMALL]) == 0
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 100
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
     record = json.loads((tmp_path / "rank.json").read_text())
     detr, miti = record["models"]
     assert (detr["name"], miti["name"]) == ("detr", "miti_detr")
@@ -68,9 +68,9 @@ def test_theory(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(theory, "TheorySpec", small)
     assert main(["rank", "--theory", "--seeds", "1", "--output", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 100
-    assert said.startswith((tmp_path / "rank_theory.txt").read_text().rstrip())
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    assert printed.startswith((tmp_path / "rank_theory.txt").read_text().rstrip())
     record = json.loads((tmp_path / "rank_theory.json").read_text())
     assert len(record["panels"]["encoder, shared"]["before_norm"]) == 7
     assert len(record["pure"]) == 4

@@ -46,16 +46,16 @@ def test_padding_is_left_out(model):
     mask[0, 4:], mask[0, :, 5:] = True, True
     small = (source[:1, :, :4, :5], mask[:1, :4, :5])
     position = model.position_encoding
-    alone = measure_rank(model.transformer, *small, query, position(small[1]))
+    single = measure_rank(model.transformer, *small, query, position(small[1]))
     both = measure_rank(model.transformer, source, mask, query, position(mask))
-    assert list(alone) == ["encoder", "decoder", "decoder, normalised"]
-    for stack, layers in alone.items():
+    assert list(single) == ["encoder", "decoder", "decoder, normalised"]
+    for stack, layers in single.items():
         for layer, batch in zip(layers, both[stack], strict=True):
             assert set(layer) == set(batch)
             for key, values in layer.items():
                 assert batch[key][0] == pytest.approx(values[0], rel=1e-3, nan_ok=True), key
-    assert "entropy_self" in alone["encoder"][1]
-    assert "entropy_cross" in alone["decoder"][1]
+    assert "entropy_self" in single["encoder"][1]
+    assert "entropy_cross" in single["decoder"][1]
 
 
 def test_model_is_left_as_it_was(model):

@@ -18,7 +18,7 @@ def make_image(path: Path, width: int = 40, height: int = 30, **options: object)
     return path
 
 
-def test_a_folder_stands_for_its_images(tmp_path: Path) -> None:
+def test_a_folder_contributes_its_images(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "deep/c.png"):
         make_image(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
