@@ -129,7 +129,7 @@ def test_replay_of_another_file_is_one_line(tmp_path: Path, capsys: Capture) -> 
     for path in tmp_path.iterdir():
         assert main(["replay", str(path)]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"{path.name} is not a replay file, or it is damaged. Give" in line
+        assert f"{path.name} is not a replay file" in line
 
 
 def test_doctor(capsys: Capture) -> None:

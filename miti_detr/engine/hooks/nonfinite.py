@@ -1,7 +1,4 @@
-"""What happens when a loss is not a number.
-
-The run stops, says why, and leaves a file that replays the step.
-"""
+"""Stops a run whose loss is not finite, and writes a file from which the step can be replayed."""
 
 import dataclasses
 import logging
@@ -28,7 +25,6 @@ from miti_detr.files import replacing
 logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
-_REPLAY_KEYS = {"iteration", "rank", "seed", "config", "losses", "batch", "model"}
 
 
 class NonFiniteError(FloatingPointError):
@@ -36,7 +32,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class NonFiniteGuard:
-    """Stops a run whose numbers went wrong, and keeps what is needed to find out why."""
+    """Stops a run whose values are not finite, and saves what is needed to find the cause."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """Remember the config of the run; uses ``SEED`` and ``OUTPUT_DIR``."""
@@ -64,7 +60,7 @@ class NonFiniteGuard:
             reason: first words of the message.
 
         Raises:
-            NonFiniteError: always; has the iteration, the image files, each loss, and the file.
+            NonFiniteError: always; names the iteration, the images, each loss, and the file.
         """
         rank = comm.get_rank()
         values = {name: float(loss.detach()) for name, loss in losses.items()}
@@ -85,7 +81,7 @@ class NonFiniteGuard:
         raise NonFiniteError(
             f"{reason} at iteration {iteration}, rank {rank}.\n"
             f"Losses:\n  {terms}\nImages:\n  {files}\n"
-            f"To see where it began: miti-detr replay {path}"
+            f"To find the first value that is not finite: miti-detr replay {path}"
         )
 
 
@@ -100,7 +96,7 @@ class ReplayReport:
         file_names: images of the batch.
         recorded_losses: by name, as in the run.
         losses: by name, as replayed.
-        parameter: first parameter that already was not finite, None if all are.
+        parameter: first parameter that was not finite before the step; None if all were.
         module: first module, in the order of the forward pass, with an output that is not finite;
             None if there is none.
         gradient: first parameter, in the order of the model, whose gradient is not finite; None if
@@ -118,7 +114,7 @@ class ReplayReport:
     gradient: str | None
 
     def __str__(self) -> str:
-        """Several lines for people."""
+        """Format the report for printing."""
         lines = [f"iteration {self.iteration}, rank {self.rank}, seed {self.seed}", "images:"]
         lines += [f"  {name}" for name in self.file_names]
         lines.append("losses (in the run, replayed):")
@@ -139,18 +135,18 @@ def replay(path: str | os.PathLike[str]) -> ReplayReport:
         path: the file it left.
 
     Returns:
-        The losses again, and where the first value that is not finite arose.
+        The replayed losses, and where the first value that is not finite occurred.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no replay file.
+        ValueError: the file is not a replay file.
     """
-    content = _read_replay_file(path)
+    content = _read(path)
     cfg = get_cfg()
     add_miti_detr_config(cfg)
     cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
     resolve_device(cfg)
-    cfg.MODEL.COMPILE = False  # to look into every module
+    cfg.MODEL.COMPILE = False  # so that every module can be observed
     model = build_model(cfg)
     model.load_state_dict(content["model"])
     model.train()
@@ -178,25 +174,32 @@ def replay(path: str | os.PathLike[str]) -> ReplayReport:
     )
 
 
-def _read_replay_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a file of :class:`NonFiniteGuard`.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not such a file, or it is damaged.
-    """
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a replay file and check its parts."""
+    kinds = {
+        "iteration": int,
+        "rank": int,
+        "seed": int,
+        "config": str,
+        "losses": dict,
+        "batch": list,
+        "model": dict,
+    }
+    foreign = f"{path} is not a replay file. A stopped run names its nonfinite_iter*_rank*.pth"
     try:
-        with open(path, "rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
         raise
-    except Exception:  # damaged files raise errors of many kinds inside torch.load
-        content = None
-    if not isinstance(content, dict) or not content.keys() >= _REPLAY_KEYS:
-        raise ValueError(
-            f"{path} is not a replay file, or it is damaged. Give the file "
-            "nonfinite_iter*_rank*.pth that the stopped run named"
-        )
+    except Exception as error:  # torch.load raises errors of many kinds for other files
+        raise ValueError(f"{foreign} ({type(error).__name__} while reading it).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{foreign}.")
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind):
+            raise ValueError(f"{foreign} (it has no {kind.__name__} called {key}).")
+    parts = {"file_name", "image_id", "height", "width", "image"}
+    if not all(isinstance(item, dict) and parts <= item.keys() for item in content["batch"]):
+        raise ValueError(f"{foreign} (its batch has no images).")
     return content
 
 
@@ -246,26 +249,26 @@ def _all_finite(tensor: Tensor) -> bool:
 def _plain(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a dataset dict that a training step reads, without classes of Detectron2."""
     plain = {key: inputs.get(key) for key in ("file_name", "image_id", "height", "width", "image")}
-    if "patches" in inputs:
-        plain["patches"] = inputs["patches"]
     if "instances" in inputs:
         instances = inputs["instances"]
         plain["image_size"] = list(instances.image_size)
         plain["boxes"] = instances.gt_boxes.tensor
         plain["classes"] = instances.gt_classes
+    if "patches" in inputs:
+        plain["patches"] = inputs["patches"]
     return plain
 
 
 def _inputs(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of :func:`_plain`."""
     inputs = {key: plain[key] for key in ("file_name", "image_id", "height", "width", "image")}
-    if "patches" in plain:
-        inputs["patches"] = plain["patches"]
     if "boxes" in plain:
         instances = Instances(tuple(plain["image_size"]))
         instances.gt_boxes = Boxes(plain["boxes"])
         instances.gt_classes = plain["classes"]
         inputs["instances"] = instances
+    if "patches" in plain:
+        inputs["patches"] = plain["patches"]
     return inputs
 
 
