@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 
+from miti_detr.data import read_image
 from miti_detr.engine.predictor import Predictor, load_config
 from miti_detr.engine.setup import setup_config
 from miti_detr.files import write_text
