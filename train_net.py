@@ -6,6 +6,7 @@ Examples::
     python train_net.py --config-file configs/shapes/miti_detr.yaml
     python train_net.py --config-file CONFIG --num-gpus 8 SOLVER.BASE_LR 2e-4 OUTPUT_DIR out
     python train_net.py --config-file CONFIG --num-gpus 2 MODEL.DEVICE cpu   # two processes
+    torchrun --nproc_per_node 8 train_net.py --config-file CONFIG
     python train_net.py --config-file CONFIG --resume
     python train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS out/model_final.pth
 """
@@ -22,6 +23,7 @@ from detectron2.utils import comm
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.engine import (
     Trainer,
+    add_run_arguments,
     log_version,
     prepare_cpu,
     run,
@@ -59,9 +61,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line; the port of several processes is any free one unless given."""
+    """Parse the command line."""
     parser = default_argument_parser(__doc__)
-    parser.set_defaults(dist_url="auto")
+    add_run_arguments(parser)
     return parser.parse_args()
 
 

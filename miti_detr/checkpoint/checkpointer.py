@@ -93,6 +93,9 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         state = {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
+        if not os.path.exists(os.path.join(self.save_dir, "last_checkpoint")):
+            # A kill between the two files must not leave a checkpoint without a tag.
+            self.tag_last_checkpoint(os.path.basename(path))
         with atomic_write(path) as file:
             torch.save({"model": self.model.state_dict(), **state, **kwargs}, file)
         self.tag_last_checkpoint(os.path.basename(path))

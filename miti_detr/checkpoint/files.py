@@ -129,12 +129,12 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
         path: final local file; its folder is made. An old file stays until then.
 
     Yields:
-        The open file. It is called ``path + ".incomplete"``, a name that a kill can leave behind
-        and nothing picks up.
+        The open file. Its name has the process id and ends in ``.incomplete``; a kill can leave it
+        behind, and nothing picks it up.
     """
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
-    temporary = path + INCOMPLETE
+    temporary = f"{path}.{os.getpid()}{INCOMPLETE}"
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -152,11 +152,22 @@ def atomic_write(path: str) -> Iterator[IO[bytes]]:
 
 
 def remove_incomplete(folder: str) -> None:
-    """Remove what a kill left of :func:`atomic_write` in a folder."""
+    """Remove what killed processes of this machine left of :func:`atomic_write` in a folder."""
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        if name.endswith(INCOMPLETE):
+        process = name.removesuffix(INCOMPLETE).rpartition(".")[2]
+        if name.endswith(INCOMPLETE) and not (process.isdigit() and _is_running(int(process))):
             logger.warning("removing %s, left by a process that was stopped", name)
             os.remove(os.path.join(folder, name))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of somebody else
+        return True
+    return process != os.getpid()  # this process writes one file at a time
 
 
 def _read(path: str, trust: bool) -> object:

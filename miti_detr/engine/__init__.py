@@ -2,7 +2,7 @@
 
 from .cpu import prepare_cpu
 from .hooks import NonFiniteError, RankHook, ReplayReport, ResidualRamp, replay
-from .launch import run
+from .launch import add_run_arguments, run
 from .optimizer import build_optimizer
 from .setup import log_version, resolve_device, setup_config, setup_run_logger, version
 from .trainer import Trainer
@@ -13,6 +13,7 @@ __all__ = [
     "ReplayReport",
     "ResidualRamp",
     "Trainer",
+    "add_run_arguments",
     "build_optimizer",
     "log_version",
     "prepare_cpu",

@@ -1,121 +1,296 @@
-"""Starting processes, and ending them well.
+"""Starting a run, and ending it well.
 
-A user's error ends as one clear line, and Ctrl-C with the command that goes on.
+An error of the user ends in one clear line, Ctrl-C and SIGTERM with the command that resumes.
 """
 
 import argparse
+import contextlib
 import functools
 import logging
-import multiprocessing
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import launch
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch import distributed
 
-from miti_detr.checkpoint.errors import CheckpointError
 from miti_detr.data import check_datasets
 
-from .hooks import NonFiniteError
+from .errors import log_errors_in_one_line, user_message
+from .heartbeat import tell_once
+from .processes import (
+    Place,
+    connect,
+    forks_die_with_parent,
+    joined,
+    passed_in_main_process,
+    place_from_environment,
+    spawn,
+)
+from .resume import check_resumable
+from .run_lock import run_lock
 from .setup import setup_config, setup_run_logger
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130  # exit code after SIGINT, by the convention of shells
-_OF_THE_USER = (CheckpointError, NonFiniteError)  # errors that end a run with a message
+INTERRUPTED = 128 + signal.SIGINT  # exit codes by the convention of shells
+TERMINATED = 128 + signal.SIGTERM
+TIMEOUT = 10.0  # minutes
+
+Main = Callable[[argparse.Namespace], Any]
 
 
-def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what :func:`run` reads beside the arguments of ``default_argument_parser``.
+
+    Args:
+        parser: of Detectron2's ``default_argument_parser``; its defaults are changed so that any
+            free port is used, and ``--num-gpus`` need not repeat what ``torchrun`` was told.
+    """
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        help="minutes after which a silent process ends the run (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error comes from, not only its line"
+    )
+    parser.set_defaults(dist_url="auto", num_gpus=None)
+
+
+def run(main: Main, args: argparse.Namespace, *, patience: float = 0.0) -> int:
     """Check config and data, then run ``main(args)`` in as many processes as asked for.
+
+    The processes are started here, one for each of ``--num-gpus``, or this process is one of those
+    that ``torchrun`` or a script for SLURM has started (see :mod:`miti_detr.engine.processes`).
 
     Args:
         main: the work of one process; importable by name.
-        args: of Detectron2's ``default_argument_parser``.
+        args: of :func:`add_run_arguments`, or only of Detectron2's ``default_argument_parser``.
+        patience: seconds to wait for another run in ``OUTPUT_DIR`` to end.
 
     Returns:
-        Exit code: 0, 1 after an error of the user or a loss that is not finite, 130 after Ctrl-C.
-        Errors of the program are raised.
+        Exit code: 0, 1 after an error of the user or a loss that is not finite, 130 after Ctrl-C,
+        143 after SIGTERM. Errors of the program are raised.
     """
-    output_dir = ""
-    try:
+    log_errors_in_one_line()
+    output_dir: list[str] = []  # once it is known
+
+    def work() -> int:
+        """Take the place that this process has."""
+        place = place_from_environment(
+            os.environ, num_gpus=args.num_gpus, num_machines=args.num_machines
+        )
+        if place is not None:
+            return _run_one_of_several(main, args, patience, output_dir, place)
+        count = _process_count(args)
+        cfg = setup_config(args.config_file, args.opts, world_size=count * args.num_machines)
+        with _prepared(args, cfg, patience, output_dir):
+            check_data(args, cfg)
+            if count * args.num_machines == 1:
+                main(args)
+                return 0
+            return _spawn(main, args, count)
+
+    with _sigterm_raises(), forks_die_with_parent():
         try:
-            cfg = check_run(args)
-        except (ValueError, OSError) as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 1
-        output_dir = cfg.OUTPUT_DIR
-        if torch.device(cfg.MODEL.DEVICE).type == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else new processes talk through NCCL
-        several = args.num_gpus * args.num_machines > 1
-        work = functools.partial(_one_of_several, main) if several else main
-        launch(work, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, (args,))
-    except _OF_THE_USER as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        stop_processes()
-        tell_how_to_resume(output_dir)
-        return INTERRUPTED
-    except ProcessExitedException as error:  # sys.exit, or killed
-        sys.stderr.write(f"error: {error}\n")
-        return max(error.exit_code, 1)
-    return 0
+            return _exit_code(work, args)
+        except KeyboardInterrupt as stop:
+            if comm.is_main_process():
+                tell_how_to_resume("".join(output_dir[:1]))
+            return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
 
 
-def _one_of_several(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> Any:
-    """The work of a started process: its errors of the user end it with one message."""
+def _exit_code(
+    work: Callable[[], int], args: argparse.Namespace, store: distributed.Store | None = None
+) -> int:
+    """Do the work; an error of the user becomes one line and the exit code 1."""
     try:
-        return main(args)
-    except _OF_THE_USER as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+        return work()
+    except Exception as error:
+        message = user_message(error)
+        if message is None or getattr(args, "traceback", False):
+            raise
+        tell_once(store, message)
+        return 1
 
 
-def check_run(args: argparse.Namespace) -> CfgNode:
-    """Read the config and check it, the weights and the data before any long work.
+@contextlib.contextmanager
+def _prepared(
+    args: argparse.Namespace, cfg: CfgNode, patience: float, output_dir: list[str]
+) -> Iterator[None]:
+    """Check the run, and lock its folder meanwhile; only in its first process."""
+    _check_output_dir(cfg.OUTPUT_DIR)
+    with run_lock(cfg.OUTPUT_DIR, patience=patience):
+        output_dir.append(cfg.OUTPUT_DIR)
+        check_files(args, cfg)
+        yield
+
+
+def _run_one_of_several(
+    main: Main, args: argparse.Namespace, patience: float, output_dir: list[str], place: Place
+) -> int:
+    """The work of one of the processes that were started elsewhere; the first one checks."""
+    cfg = setup_config(args.config_file, args.opts, world_size=place.world_size)
+    with contextlib.ExitStack() as stack:
+
+        def check() -> None:
+            """Check the run, and keep its folder locked until it ends."""
+            stack.enter_context(_prepared(args, cfg, patience, output_dir))
+
+        return _work_in_group(main, args, place, check=check)
+
+
+def _work_in_group(
+    main: Main,
+    args: argparse.Namespace,
+    place: Place,
+    *,
+    check: Callable[[], None] | None = None,
+) -> int:
+    """Join the process group and do the work of one process.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        main: as for :func:`run`.
+        args: as for :func:`run`.
+        place: of this process.
+        check: called in the main process before the work begins; None: that is done.
+    """
+    timeout = 60 * getattr(args, "timeout", TIMEOUT)
+    store = connect(place, timeout)
+
+    def work() -> int:
+        """Do the work if the main process has found nothing wrong."""
+        cfg = setup_config(args.config_file, args.opts, world_size=place.world_size)
+        with joined(store, place, torch.device(cfg.MODEL.DEVICE).type, timeout):
+            if check is not None and not passed_in_main_process(store, place, check):
+                raise SystemExit(1)
+            if check is not None:
+                check_data(args, cfg)
+            main(args)
+        return 0
+
+    return _exit_code(work, args, store)
+
+
+def _spawn(main: Main, args: argparse.Namespace, count: int) -> int:
+    """Start the processes of this machine and wait for them."""
+    work = functools.partial(_work_in_group, main, args)
+    code = spawn(
+        work,
+        count=count,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+    )
+    if code < 0:
+        name = signal.Signals(-code).name
+        sys.stderr.write(
+            f"error: a process of the run was ended by the signal {name}. If it was SIGKILL, the "
+            "machine was perhaps short of memory.\n"
+        )
+    return abs(code)
+
+
+def _process_count(args: argparse.Namespace) -> int:
+    """Return the number of processes to start on this machine.
 
     Raises:
-        ValueError: a value or the data are faulty.
+        ValueError: the numbers of the command line are not possible.
+    """
+    count = 1 if args.num_gpus is None else args.num_gpus
+    for name, value, least in (
+        ("--num-gpus", count, 0),
+        ("--num-machines", args.num_machines, 1),
+        ("--machine-rank", args.machine_rank, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}.")
+    if args.machine_rank >= args.num_machines:
+        raise ValueError(
+            f"--machine-rank is {args.machine_rank}; it must be below --num-machines, which is "
+            f"{args.num_machines}."
+        )
+    return max(count, 1)
+
+
+def check_files(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Check numbers, weights and checkpoints before any long work.
+
+    Args:
+        args: as for :func:`run`.
+        cfg: of the run.
+
+    Raises:
+        ValueError: a value or a file is faulty.
         OSError: a file is missing or cannot be read.
     """
-    world_size = max(args.num_gpus * args.num_machines, 1)
-    cfg = setup_config(args.config_file, args.opts, world_size=world_size)
-    if cfg.MODEL.DEVICE == "cuda" and args.num_gpus > torch.cuda.device_count():
-        raise ValueError(f"--num-gpus {args.num_gpus}, but {torch.cuda.device_count()} are here")
-    resumed = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    if not resumed:
+    devices = torch.cuda.device_count()
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and (args.num_gpus or 1) > devices:
+        raise ValueError(
+            f"--num-gpus is {args.num_gpus}, but this machine has {devices} GPUs. Lower it."
+        )
+    if not getattr(args, "timeout", TIMEOUT) > 0:
+        raise ValueError(f"--timeout is {args.timeout}; it must be more than 0 minutes.")
+    if args.resume:
+        check_resumable(cfg.OUTPUT_DIR)
+    if not (args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         check_weights(cfg, needed=args.eval_only)
-    _check_output_dir(cfg.OUTPUT_DIR)
-    setup_run_logger(cfg.OUTPUT_DIR)  # what is said of the data belongs into the log of the run
+
+
+def check_data(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Check the data before any long work; all processes of a group must call this together.
+
+    Args:
+        args: as for :func:`run`.
+        cfg: of the run.
+
+    Raises:
+        ValueError: the data are faulty.
+        OSError: a file is missing or cannot be read.
+    """
+    setup_run_logger(cfg.OUTPUT_DIR)  # the log of the run also holds what the check says
     check_datasets(cfg, eval_only=args.eval_only)
-    return cfg
 
 
 def check_weights(cfg: CfgNode, *, needed: bool = False) -> None:
-    """Check that ``MODEL.WEIGHTS`` is there.
+    """Check that the file of ``MODEL.WEIGHTS`` exists; one with a URL is downloaded.
 
     Args:
         cfg: of a run.
-        needed: it must not be empty, either.
+        needed: whether it must not be empty, either.
 
     Raises:
         ValueError: it is empty.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
+        OSError: it cannot be downloaded.
     """
     weights = cfg.MODEL.WEIGHTS.partition("?")[0]  # Detectron2 takes options behind a "?"
     if needed and not weights:
-        raise ValueError("MODEL.WEIGHTS is empty: there is nothing to evaluate")
-    if weights and "://" not in weights and not PathManager.exists(weights):
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no {weights}")
+        raise ValueError("MODEL.WEIGHTS is empty, so there is nothing to evaluate. Name a file.")
+    if "://" in weights:
+        try:
+            PathManager.get_local_path(weights)
+        except (OSError, ValueError, AssertionError) as error:  # of the many kinds of URLs
+            reason = getattr(error, "reason", error)
+            raise OSError(
+                f"MODEL.WEIGHTS: {weights} cannot be downloaded ({reason}). Download the file "
+                "yourself, and set MODEL.WEIGHTS to its path."
+            ) from error
+    elif weights and not PathManager.exists(weights):
+        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {weights}.")
 
 
 def _check_output_dir(folder: str) -> None:
@@ -124,27 +299,31 @@ def _check_output_dir(folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise OSError(f"OUTPUT_DIR cannot be made: {error}") from error
+        raise OSError(f"OUTPUT_DIR {folder} cannot be made: {error.strerror}.") from error
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"OUTPUT_DIR {folder} is not writable")
+        raise PermissionError(f"OUTPUT_DIR {folder} is not writable.")
 
 
-def stop_processes(patience: float = 5.0) -> None:
-    """End the processes that this one has started.
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise in the main thread meanwhile; elsewhere nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
-    Args:
-        patience: seconds each is given to end by itself: Ctrl-C in a terminal has reached it, too.
-    """
-    for process in multiprocessing.active_children():
-        if not process.daemon:
-            process.join(patience)
-            if process.is_alive():
-                process.terminate()
-                process.join()
+    def stop(*_: object) -> None:
+        """End the run as Ctrl-C does."""
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def tell_how_to_resume(output_dir: str) -> None:
-    """Log the last checkpoint and the command that goes on from it.
+    """Log the last checkpoint and the command that resumes from it.
 
     Args:
         output_dir: of the run; "" if it had not begun.
@@ -156,16 +335,21 @@ def tell_how_to_resume(output_dir: str) -> None:
     tag = os.path.join(output_dir, "last_checkpoint")
     last = "there is no checkpoint yet"
     if os.path.isfile(tag):
-        with open(tag, encoding="utf-8") as file:
-            last = f"the last checkpoint is {os.path.join(output_dir, file.read().strip())}"
-    logger.warning("interrupted; %s. To go on:\n%s", last, resume_command(sys.argv))
+        with open(tag, encoding="utf-8", errors="replace") as file:
+            path = os.path.join(output_dir, file.read().strip())
+        if os.path.isfile(path):
+            last = f"the last checkpoint is {path}"
+    logger.warning("interrupted; %s. To resume:\n%s", last, resume_command(sys.argv))
 
 
 def resume_command(argv: list[str]) -> str:
-    """The command line that resumes the run of another one.
+    """Return the command line that resumes the run of another one.
 
     Args:
         argv: script and arguments of the run.
     """
     script, arguments = argv[0], [a for a in argv[1:] if a != "--resume"]
-    return shlex.join([sys.executable, script, "--resume", *arguments])
+    command = shlex.join([sys.executable, script, "--resume", *arguments])
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"torchrun ... {shlex.join([script, '--resume', *arguments])}"
+    return command

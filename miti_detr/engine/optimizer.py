@@ -6,7 +6,8 @@ same with a method of its trainer; here Detectron2's helpers do most of it.
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,11 +62,60 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         # Fused optimizers remove the gradient scale of float16 training inside their kernel, after
         # the clipping. Without this mark GradScaler does it before ``step``.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer.register_load_state_dict_pre_hook(partial(_check_state, names))
     optimizer.register_load_state_dict_post_hook(_keep_layout)
     for group in optimizer.param_groups:
         count = sum(p.numel() for p in group["params"])
         logger.info("%s parameters with learning rate %g", f"{count:,}", group["lr"])
     return optimizer
+
+
+def _check_state(
+    names: Mapping[int, str], optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]
+) -> None:
+    """Refuse the state of another model or optimizer, on which fused kernels would corrupt memory.
+
+    Args:
+        names: of the parameters, by their id.
+        optimizer: to be restored.
+        state_dict: of a checkpoint.
+
+    Raises:
+        ValueError: names the parameters whose shapes differ.
+    """
+    remedy = "Resume with the config of that run, or start a new run from its weights."
+    saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sizes = [len(group["params"]) for group in state_dict["param_groups"]]
+    if sizes != [len(group["params"]) for group in optimizer.param_groups]:
+        raise ValueError(
+            f"the optimizer of the checkpoint has {len(saved)} parameters in {len(sizes)} groups, "
+            f"that of the model has {len(parameters)} in {len(optimizer.param_groups)}. {remedy}"
+        )
+    known = {"exp_avg", "exp_avg_sq", "step", "max_exp_avg_sq"}
+    if isinstance(optimizer, torch.optim.SGD):
+        known = {"momentum_buffer"}
+    different = []
+    for index, parameter in zip(saved, parameters, strict=True):
+        state = state_dict["state"].get(index, {})
+        if not state.keys() <= known:
+            raise ValueError(
+                f"the optimizer of the checkpoint has the state {', '.join(sorted(state))}, which "
+                f"{type(optimizer).__name__} does not use. Set SOLVER.OPTIMIZER as in that run."
+            )
+        shapes = {tuple(v.shape) for v in state.values() if isinstance(v, Tensor) and v.dim() > 0}
+        if shapes - {tuple(parameter.shape)}:
+            name = names.get(id(parameter), f"parameter {index}")
+            different.append(
+                f"{name} {shapes.pop()} in the checkpoint, {tuple(parameter.shape)} now"
+            )
+    if different:
+        more = f" and {len(different) - 4} more" if len(different) > 4 else ""
+        raise ValueError(
+            "the shapes of the model differ from those of the resumed run: "
+            f"{'; '.join(different[:4])}{more}. {remedy}"
+        )
 
 
 def _keep_layout(optimizer: torch.optim.Optimizer) -> None:

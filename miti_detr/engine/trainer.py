@@ -28,9 +28,17 @@ from .hooks import (
     ProgressBar,
     ResidualRamp,
     RunWriters,
+    StepLog,
     read_records,
 )
 from .optimizer import build_optimizer
+from .resume import (
+    History,
+    check_resumable,
+    restore_history,
+    results_beside,
+    save_history,
+)
 from .seed import resolve_seed
 from .setup import resolve_schedule
 from .step import TrainStep
@@ -49,6 +57,8 @@ _RESUME_KEYS = {
     "BACKBONE_MULTIPLIER": False,
     "WEIGHT_DECAY": False,
 }
+# Hooks that act on an iteration after its checkpoint was written
+_AFTER_CHECKPOINT = (hooks.EvalHook, BestCheckpointer, StepLog, RunWriters)
 
 
 class Trainer(DefaultTrainer):
@@ -95,6 +105,9 @@ class Trainer(DefaultTrainer):
         self.checkpointer = MitiDetrCheckpointer(
             model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
         )
+        self._is_restored = False
+        self._history: History | None = None  # of the resumed run
+        self._evaluated = -1  # last iteration whose weights were evaluated
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -106,7 +119,14 @@ class Trainer(DefaultTrainer):
             resume: continue from the last checkpoint if there is one. Its seed is the seed of the
                 run.
         """
+        if resume:
+            check_resumable(self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
+        if resume and self.checkpointer.has_checkpoint() and not self._is_restored:
+            raise ValueError(
+                f"{self.checkpointer.get_checkpoint_file()} has weights but no state of a run to "
+                "resume. Name it as MODEL.WEIGHTS of a new run with another OUTPUT_DIR."
+            )
         if self.start_iter > 0:
             if isinstance(self.scheduler, LRMultiplier):  # else the first step has the old rate
                 rates = self.scheduler.get_lr()
@@ -140,9 +160,41 @@ class Trainer(DefaultTrainer):
         super().train()
         return getattr(self, "_last_eval_results", None)
 
+    @property
+    def first_record(self) -> int:
+        """First iteration that the hooks record: the last one of the resumed checkpoint again."""
+        return self.start_iter if self._history is None else max(self.start_iter - 1, 0)
+
+    def before_train(self) -> None:
+        """Run the hooks' first part, and finish the last step of a resumed run.
+
+        The checkpoint is written before the evaluation and the records of its iteration. A run that
+        was stopped in between makes up for them here.
+        """
+        history, last = self._history, self.start_iter - 1
+        if history is None or self.start_iter == 0:
+            super().before_train()
+            return
+        records = read_records(str(Path(self.cfg.OUTPUT_DIR, "metrics.json")))
+        results: dict[str, float] = {}
+        for record in records if comm.is_main_process() else ():
+            if record["iteration"] == last:
+                results.update(results_beside(history, record, last))
+        super().before_train()
+        is_evaluated = any(comm.all_gather(bool(results))) or self._evaluated == last
+        restore_history(self.storage, history)
+        self.iter: int = last
+        self.storage.iter = last
+        self.storage.put_scalars(**results, smoothing_hint=False)
+        for hook in self._hooks:
+            repeated = isinstance(hook, _AFTER_CHECKPOINT)
+            if repeated and not (is_evaluated and hook is self._evaluation):
+                hook.after_step()
+        self.iter = self.storage.iter = self.start_iter
+
     def after_train(self) -> None:
         """Run the hooks' last part; without a step, at the iteration at which the run ended."""
-        self.iter: int = min(self.iter, self.max_iter)
+        self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
     def build_hooks(self) -> list[HookBase]:
@@ -152,9 +204,10 @@ class Trainer(DefaultTrainer):
         def evaluate() -> dict[str, Any]:
             """Evaluate the present weights; kept as the last results."""
             self._last_eval_results = self.test(cfg, self.model)
+            self._evaluated = self.iter
             return self._last_eval_results
 
-        evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
+        self._evaluation = evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
         ramp = ResidualRamp(cfg.MODEL.DETR.RESIDUAL_RAMP_ITERS)
         if not comm.is_main_process():
             return [hooks.IterationTimer(), hooks.LRScheduler(), ramp, evaluation]
@@ -181,13 +234,19 @@ class Trainer(DefaultTrainer):
         self._hooks.sort(key=lambda hook: isinstance(hook, RunWriters))
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the run, with its seed and its schedule."""
+        """State of the run, with its seed, its schedule and its latest metrics."""
         schedule = {key: _plain(getattr(self.cfg.SOLVER, key)) for key in _RESUME_KEYS}
-        return {**super().state_dict(), "seed": self.cfg.SEED, "schedule": schedule}
+        state = {**super().state_dict(), "seed": self.cfg.SEED, "schedule": schedule}
+        if storage := getattr(self, "storage", None):
+            state |= {"history": save_history(storage), "evaluated": self._evaluated}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a run; says what differs between its config and the present one."""
         super().load_state_dict(state_dict)
+        self._is_restored = True
+        self._history = state_dict.get("history")
+        self._evaluated = state_dict.get("evaluated", -1)
         for key, old in state_dict.get("schedule", {}).items():
             new = _plain(getattr(self.cfg.SOLVER, key))
             if new != old:

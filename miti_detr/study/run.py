@@ -4,7 +4,6 @@ Takes the arguments of ``train_net.py`` and resumes the run in ``OUTPUT_DIR``.
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -98,24 +97,22 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg.freeze()
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the run of a killed study may still be ending
-        default_setup(cfg, args)
-        setup_run_logger(cfg.OUTPUT_DIR)
-        log_version()
-        trainer = StudyTrainer(cfg, rank_period=args.rank_period)
-        trainer.resume_or_load(resume=True)
-        if trainer.start_iter == 0:
-            write_text(folder / START_FILE, json.dumps(_start(trainer)))
-        finished = {"iterations": trainer.max_iter, "error": None}
-        results = None
-        try:
-            results = trainer.train()
-        except NonFiniteError as error:  # a divergence is a result as well
-            finished["error"] = str(error)
-        write_text(folder / FINISHED_FILE, json.dumps(finished))
-        for checkpoint in folder.glob("model_[0-9]*.pth"):
-            checkpoint.unlink()
+    default_setup(cfg, args)
+    setup_run_logger(cfg.OUTPUT_DIR)
+    log_version()
+    trainer = StudyTrainer(cfg, rank_period=args.rank_period)
+    trainer.resume_or_load(resume=True)
+    if trainer.start_iter == 0:
+        write_text(folder / START_FILE, json.dumps(_start(trainer)))
+    finished = {"iterations": trainer.max_iter, "error": None}
+    results = None
+    try:
+        results = trainer.train()
+    except NonFiniteError as error:  # a divergence is a result as well
+        finished["error"] = str(error)
+    write_text(folder / FINISHED_FILE, json.dumps(finished))
+    for checkpoint in folder.glob("model_[0-9]*.pth"):
+        checkpoint.unlink()
     return results
 
 
@@ -132,4 +129,5 @@ def _start(trainer: Trainer) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = default_argument_parser()
     parser.add_argument("--rank-period", type=int, help="iterations between two measurements")
-    sys.exit(run(main, parser.parse_args()))
+    # The run of a study that was killed may still be ending.
+    sys.exit(run(main, parser.parse_args(), patience=600))

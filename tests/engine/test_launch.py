@@ -89,7 +89,9 @@ def test_ctrl_c_with_two_processes(
     opts = stub.options(tiny_data, tmp_path, **changes)
     tag = tmp_path / "last_checkpoint"
     ended = threading.Event()
-    threading.Thread(target=_press_ctrl_c_after, args=(tag, ended), daemon=True).start()
+    threading.Thread(
+        target=_press_ctrl_c_after, args=(tmp_path / "model_0000004.pth", ended), daemon=True
+    ).start()
     try:
         assert run(stub.main, _args(opts, num_gpus=2)) == 130
     finally:
@@ -140,11 +142,11 @@ def test_resume_command_quotes_and_names_resume_once() -> None:
     ("changes", "arguments", "message"),
     [
         ({"SOLVER__OPTIMIZER": "LAMB"}, {}, "error: SOLVER.OPTIMIZER is 'LAMB'; it must be one of"),
-        ({"MODEL__WEIGHTS": "no/such.pth"}, {}, "error: MODEL.WEIGHTS: there is no no/such.pth"),
+        ({"MODEL__WEIGHTS": "no/such.pth"}, {}, "MODEL.WEIGHTS: there is no file no/such.pth"),
         ({"MODEL__DETR__NUM_CLASSES": 80}, {}, "MODEL.DETR.NUM_CLASSES 2"),
         ({}, {"eval_only": True}, "error: MODEL.WEIGHTS is empty"),
         ({}, {"num_gpus": 3}, "error: SOLVER.IMS_PER_BATCH is 4, which 3 processes"),
-        ({"OUTPUT_DIR": "/proc/no"}, {}, "error: OUTPUT_DIR cannot be made"),
+        ({"OUTPUT_DIR": "/proc/no"}, {}, "error: OUTPUT_DIR /proc/no cannot be made"),
         ({}, {"config_file": "no.yaml"}, "error: the config file no.yaml does not exist"),
     ],
 )  # fmt: skip
@@ -173,14 +175,14 @@ def _not_finite(_: argparse.Namespace) -> None:
 
 
 def _bug(_: argparse.Namespace) -> None:
-    raise ValueError("a fault of the program")
+    raise TypeError("a fault of the program")
 
 
 def test_errors_of_the_program_are_raised(
     tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = _args(stub.options(tiny_data, tmp_path))
-    with pytest.raises(ValueError, match="a fault of the program"):
+    with pytest.raises(TypeError, match="a fault of the program"):
         run(_bug, args)
     assert run(_bad_weights, args) == 1
     assert capsys.readouterr().err == "error: a.pth: cut off\n"

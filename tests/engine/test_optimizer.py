@@ -134,3 +134,31 @@ def test_detectron2_clipping_still_works() -> None:
 def test_unknown_optimizer() -> None:
     with pytest.raises(ValueError, match=r"SOLVER.OPTIMIZER is 'ADAM'; possible: ADAMW, SGD"):
         build_optimizer(_cfg(OPTIMIZER="ADAM"), Model())
+
+
+def _state(model: nn.Module, **solver: object) -> dict[str, Any]:
+    optimizer = build_optimizer(_cfg(**solver), model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def test_state_of_other_shapes_is_refused() -> None:
+    """Fused kernels do not look at the shapes and would write outside of the tensors."""
+    state = _state(nn.Linear(3, 2))
+    build_optimizer(_cfg(), nn.Linear(3, 2)).load_state_dict(state)
+    message = r"weight \(2, 3\) in the checkpoint, \(5, 3\) now; bias \(2,\) in"
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(_cfg(), nn.Linear(3, 5)).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"has 2 parameters in .* the model has 7 in"):
+        build_optimizer(_cfg(), Model()).load_state_dict(state)
+
+
+def test_state_of_another_optimizer_is_refused() -> None:
+    state = _state(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"exp_avg, .* SGD does not use"):
+        build_optimizer(_cfg(OPTIMIZER="SGD"), nn.Linear(3, 2)).load_state_dict(state)
+    state = _state(nn.Linear(3, 2), OPTIMIZER="SGD")
+    with pytest.raises(ValueError, match="momentum_buffer, which AdamW does not use"):
+        build_optimizer(_cfg(), nn.Linear(3, 2)).load_state_dict(state)

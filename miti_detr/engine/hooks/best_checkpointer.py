@@ -19,13 +19,24 @@ class BestCheckpointer(hooks.BestCheckpointer):
         super().__init__(eval_period, checkpointer, val_metric)
 
     def before_train(self) -> None:
-        """Read the score of the best weights of the run that is resumed."""
+        """Read the score of the best weights of the run that is resumed.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         path = Path(self._checkpointer.save_dir, f"{self._file_prefix}.pth")
-        if self.trainer.start_iter > 0 and path.is_file():
-            # mmap: only two numbers are read, not the tensors.
+        if self.trainer.start_iter == 0 or not path.is_file():
+            return
+        try:
+            # mmap: only two numbers are read, not the tensors
             best = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if best.get("metric") == self._val_metric:
-                self.best_metric, self.best_iter = best["score"], best["iteration"]
+                self.best_metric, self.best_iter = float(best["score"]), int(best["iteration"])
+        except Exception as error:  # torch.load raises errors of many kinds for damaged files
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}). Delete it: the best weights are then "
+                "those of the evaluations that follow."
+            ) from error
 
     def _best_checking(self) -> None:
         latest = self.trainer.storage.latest().get(self._val_metric)

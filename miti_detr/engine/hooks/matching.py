@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage
 from miti_detr.data import DetrDatasetMapper, build_augmentations, build_test_loader
 from miti_detr.modeling.targets import targets_from_instances
 
-from .writers import drop_records
+from .writers import drop_records, first_record
 
 MATCHES_FILE = "matches.json"
 
@@ -77,7 +77,7 @@ class MatchingRecorder(hooks.EvalHook):
         if not hasattr(model, "predict") or not hasattr(model, "criterion"):
             raise ValueError(f"MatchingRecorder needs a MitiDetr, not {type(model).__name__}")
         if comm.is_main_process():
-            drop_records(str(self._path), self.trainer.start_iter)
+            drop_records(str(self._path), first_record(self.trainer))
 
     def record(self) -> None:
         """Match the objects with the present weights, and add a line."""

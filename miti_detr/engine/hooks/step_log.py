@@ -6,7 +6,7 @@ from typing import IO
 
 from detectron2.engine import HookBase
 
-from .writers import drop_records
+from .writers import drop_records, first_record
 
 STEPS_FILE = "steps.json"
 STEP_KEYS = ("total_loss", "grad_norm")
@@ -29,7 +29,7 @@ class StepLog(HookBase):
 
     def before_train(self) -> None:
         """Drop what will be written again, then open the file."""
-        drop_records(self._path, self.trainer.start_iter)
+        drop_records(self._path, first_record(self.trainer))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
     def after_step(self) -> None:

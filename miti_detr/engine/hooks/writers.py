@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from detectron2.engine import hooks
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -30,36 +31,52 @@ class RunWriters(hooks.PeriodicWriter):
 
     def before_train(self) -> None:
         """Drop what will be written again, then open the files."""
-        start = self.trainer.start_iter
+        start = first_record(self.trainer)
+        if start < self.trainer.start_iter:  # the storage holds all since the last regular record
+            start -= start % self._period
         metrics = os.path.join(self._output_dir, "metrics.json")
         drop_records(metrics, start)
-        self._writers: list[EventWriter] = [
-            CommonMetricPrinter(self.trainer.max_iter),
-            JSONWriter(metrics),
-            TensorboardXWriter(self._output_dir, purge_step=start),
-        ]
+        json_writer = JSONWriter(metrics)
+        tensorboard = TensorboardXWriter(self._output_dir, purge_step=start)
+        for writer in (json_writer, tensorboard):
+            writer._last_write = start - 1  # Detectron2 has no public way to say so
+        printer = CommonMetricPrinter(self.trainer.max_iter)
+        self._writers: list[EventWriter] = [printer, json_writer, tensorboard]
 
 
-def read_records(path: str) -> list[dict[str, float]]:
-    """Read ``metrics.json``; a line that a kill cut short is left out.
+def first_record(trainer: Any) -> int:
+    """Return the first iteration that a resumed trainer records again.
+
+    Our trainer repeats what belongs to the last iteration of its checkpoint but happens after it;
+    others continue at ``start_iter``.
+    """
+    return getattr(trainer, "first_record", trainer.start_iter)
+
+
+def read_records(path: str) -> list[dict[str, Any]]:
+    """Read ``metrics.json`` or a file like it.
+
+    Lines that are not records are left out: a kill may have cut the last one.
 
     Args:
         path: file of Detectron2's ``JSONWriter``; need not exist.
     """
     records = []
     if os.path.isfile(path):
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                records.append(json.loads(line))
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("iteration"), int):
+                    records.append(record)
     return records
 
 
 def drop_records(path: str, start_iter: int) -> None:
-    """Remove from ``metrics.json`` the records of iteration ``start_iter`` and later, atomically.
+    """Remove the records of iteration ``start_iter`` and later from a file, atomically.
 
     Args:
-        path: file of Detectron2's ``JSONWriter``; need not exist.
-        start_iter: first iteration that is still to be done.
+        path: as for :func:`read_records`.
+        start_iter: first iteration that will be recorded again.
     """
     if os.path.isfile(path):
         kept = [r for r in read_records(path) if r["iteration"] < start_iter]

@@ -1,0 +1,85 @@
+"""Checks of a run that is resumed, and the metrics that its last checkpoint holds."""
+
+import glob
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.utils.events import EventStorage
+
+WINDOW = 20  # iterations over which Detectron2's writers smooth a scalar
+History = dict[str, tuple[bool, list[tuple[float, int]]]]
+
+
+def check_resumable(output_dir: str) -> None:
+    """Check that the last checkpoint of a folder is known, or that there is none.
+
+    Args:
+        output_dir: local or remote folder of the run; remote ones are not checked.
+
+    Raises:
+        ValueError: ``last_checkpoint`` is missing although there are checkpoints, or is damaged.
+    """
+    if "://" in output_dir:
+        return
+    tag = os.path.join(output_dir, "last_checkpoint")
+    pattern = os.path.join(glob.escape(output_dir), "model_*.pth")
+    names = sorted(
+        name for name in map(os.path.basename, glob.glob(pattern)) if name != "model_best.pth"
+    )
+    hint = f"Write the name of the checkpoint to resume from into {tag}"
+    if names:
+        hint += f" (found: {', '.join(names)})"
+    if not os.path.isfile(tag):
+        if names:
+            raise ValueError(
+                f"{tag} does not exist, although there are checkpoints. {hint}, or choose another "
+                "OUTPUT_DIR."
+            )
+        return
+    with open(tag, "rb") as file:
+        content = file.read(4096).strip()
+    name = content.decode("utf-8", errors="replace")
+    if not name.isprintable() or not name.endswith(".pth") or os.path.basename(name) != name:
+        raise ValueError(f"{tag} is damaged: it holds {name[:80]!r}, not a file name. {hint}.")
+
+
+def save_history(storage: EventStorage) -> History:
+    """Copy the scalars that writers still need.
+
+    Args:
+        storage: of the running training.
+
+    Returns:
+        For each scalar whether it is smoothed, and its values of the last :data:`WINDOW`
+        iterations (at least the latest) with their iterations. Plain values.
+    """
+    hints = storage.smoothing_hints()
+    history: History = {}
+    for name, buffer in storage.histories().items():
+        values = buffer.values()
+        first = values[-1][1] - WINDOW
+        history[name] = (hints[name], [(v, int(i)) for v, i in values[-WINDOW:] if i > first])
+    return history
+
+
+def restore_history(storage: EventStorage, history: History) -> None:
+    """Put the scalars of :func:`save_history` into the storage of a resumed run."""
+    for name, (smoothed, values) in history.items():
+        for value, iteration in values:
+            storage.put_scalar(name, value, smoothing_hint=smoothed, cur_iter=iteration)
+
+
+def results_beside(history: History, record: Mapping[str, Any], iteration: int) -> dict[str, float]:
+    """Find what was recorded of an iteration after its checkpoint: the results of an evaluation.
+
+    Args:
+        history: of the checkpoint.
+        record: of that iteration in ``metrics.json``.
+        iteration: of both.
+
+    Returns:
+        Metrics by name, such as ``bbox/AP``; empty if they are not recorded.
+    """
+    before = {name for name, (_, values) in history.items() if values[-1][1] == iteration}
+    return {key: record[key] for key in record.keys() - before - {"iteration"}}
