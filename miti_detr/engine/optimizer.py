@@ -140,6 +140,25 @@ def is_backbone(name: str) -> bool:
     return "backbone" in name or name.startswith("position_encoding")
 
 
+def frozen_norms(cfg: CfgNode, model: nn.Module) -> list[nn.Module]:
+    """Find the batch normalisations whose statistics must not change.
+
+    A backbone with ``SOLVER.BACKBONE_MULTIPLIER`` 0 is frozen; in training mode, its batch
+    normalisations would still follow the batches.
+
+    Args:
+        cfg: uses ``SOLVER.BACKBONE_MULTIPLIER``.
+        model: whose backbone may be frozen.
+    """
+    if cfg.SOLVER.BACKBONE_MULTIPLIER > 0:
+        return []
+    return [
+        module
+        for name, module in model.named_modules()
+        if is_backbone(name) and isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+
+
 def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     solver = cfg.SOLVER
 

@@ -1,6 +1,7 @@
 """One training step: forward, check, backward, update."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class TrainStep(SimpleTrainer):
         seed: int,
         guard: NonFiniteGuard,
         amp_dtype: torch.dtype | None = None,
+        frozen_norms: Sequence[nn.Module] = (),
     ) -> None:
         """Take the built parts.
 
@@ -40,11 +42,13 @@ class TrainStep(SimpleTrainer):
             seed: of the run, at least 0.
             guard: what to do about values that are not finite.
             amp_dtype: precision of autocast; None: no mixed precision.
+            frozen_norms: normalisations of the model that stay in evaluation mode.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
         self.guard = guard
         self.amp_dtype = amp_dtype
+        self.frozen_norms = frozen_norms
         self.device_type = next(model.parameters()).device.type
         # Without scaling, small float16 gradients vanish; bfloat16 has the range of float32.
         self.grad_scaler = torch.amp.GradScaler(
@@ -58,6 +62,8 @@ class TrainStep(SimpleTrainer):
             NonFiniteError: a loss, or the norm of the gradients, is not finite.
         """
         assert self.model.training, "the model was changed to eval mode"
+        for norm in self.frozen_norms:  # an evaluation has put the whole model into training mode
+            norm.eval()
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start

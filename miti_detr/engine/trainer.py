@@ -15,7 +15,6 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.data import build_test_loader, build_train_loader
@@ -31,7 +30,8 @@ from .hooks import (
     StepLog,
     read_records,
 )
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, frozen_norms
+from .parallel import wrap_for_processes
 from .resume import (
     History,
     check_resumable,
@@ -91,19 +91,20 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
 
         optimizer = self.build_optimizer(cfg, model)
-        model = wrap_for_processes(model)
+        wrapped = wrap_for_processes(model)
         amp = cfg.SOLVER.AMP
         self._trainer = TrainStep(
-            model,
+            wrapped,
             data_loader,
             optimizer,
             seed=cfg.SEED,
             guard=NonFiniteGuard(cfg),
             amp_dtype=getattr(torch, amp.PRECISION) if amp.ENABLED else None,
+            frozen_norms=frozen_norms(cfg, model),
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = MitiDetrCheckpointer(
-            model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
+            wrapped, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
         )
         self._is_restored = False
         self._history: History | None = None  # of the resumed run
@@ -321,28 +322,6 @@ class _BestWeights(MitiDetrCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Leave the mark of the last checkpoint where it is."""
-
-
-def wrap_for_processes(model: nn.Module) -> nn.Module:
-    """Let several processes train one model; alone, return it as it is.
-
-    Detectron2's own function names a GPU, which torch refuses for a model on the CPU, and expects
-    every parameter to be used: those of unused levels of a feature pyramid are not.
-
-    Args:
-        model: on its device.
-    """
-    if comm.get_world_size() == 1:
-        return model
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    devices = [comm.get_local_rank()] if on_gpu else None
-    backbone = getattr(model, "backbone", None)
-    return DistributedDataParallel(
-        model,
-        device_ids=devices,
-        broadcast_buffers=False,
-        find_unused_parameters=getattr(backbone, "has_idle_parts", False),
-    )
 
 
 def _num_images(data_loader: Any) -> int | None:

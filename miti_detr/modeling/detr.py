@@ -25,7 +25,7 @@ from .execution import PLAIN, Execution
 from .heads import SetPrediction, predict_set
 from .matcher import HungarianMatcher
 from .pixels import Pixels, expected_pixels, warn_if_pixels_differ
-from .postprocess import detections
+from .postprocess import check_finite, detections
 from .stages import Decoded, Encoded, ObjectQueries
 from .targets import Target, targets_from_instances
 from .transformer import LayerResidual, ResidualTransformer
@@ -342,6 +342,8 @@ class MitiDetr(nn.Module):
     ) -> list[dict[str, Any]]:
         """Detections of the last decoder layer, in each input's output frame."""
         results = self.read_detections(prediction, image_sizes)
+        if not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+            check_finite(results, batched_inputs)
         return [
             {
                 "instances": detector_postprocess(

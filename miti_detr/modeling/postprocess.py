@@ -1,6 +1,7 @@
 """From the raw prediction to Detectron2's ``Instances``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -39,3 +40,22 @@ def detections(
         result.pred_classes = classes[index]
         results.append(result)
     return results
+
+
+def check_finite(results: Sequence[Instances], batched_inputs: Sequence[dict[str, Any]]) -> None:
+    """Refuse detections that are not numbers, which Detectron2's post-processing only drops.
+
+    Args:
+        results: of :func:`detections`.
+        batched_inputs: Detectron2's inputs of the same images.
+
+    Raises:
+        ValueError: names the image.
+    """
+    for result, inputs in zip(results, batched_inputs, strict=True):
+        scores, boxes = result.scores, result.pred_boxes.tensor
+        if not (torch.isfinite(scores).all() & torch.isfinite(boxes).all()):
+            raise ValueError(
+                f"the prediction for {inputs.get('file_name', 'an image')} is NaN or infinite. "
+                "Check the image and the weights, and the precision if it is not float32."
+            )

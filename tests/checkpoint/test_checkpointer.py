@@ -254,7 +254,7 @@ def test_kill_while_saving_leaves_nothing_that_is_picked_up(tmp_path, monkeypatc
         checkpointer.save("model_1")
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert "model_1.pth.incomplete" in os.listdir(tmp_path)
+    assert f"model_1.pth.{child}.incomplete" in os.listdir(tmp_path)
     assert checkpointer.get_all_checkpoint_files() == [str(tmp_path / "model_0.pth")]
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0.pth")
     checkpointer.save("model_2")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.cli.main import main
-from miti_detr.engine import RankHook, Trainer, setup_config
+from miti_detr.engine import NonFiniteError, RankHook, Trainer, replay, setup_config
 from miti_detr.engine.setup import check_config
 from tests.engine.test_trainer import Losses
 from tests.helpers import tiny_config
@@ -73,6 +73,14 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -
     assert {"loss_feature", "loss_feature_0", "bbox/AP50"} <= {k for r in records for k in r}
     truth = json.loads((tmp_path / "a/inference/photos/patches.json").read_text())
     assert (len(truth["images"]), len(truth["annotations"])) == (5, 25)  # not the broken one
+
+
+def test_a_stopped_step_is_replayed(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError):
+        train(config(photos, tmp_path / "a", "MODEL.DETR.GIOU_WEIGHT", 1e38))
+    (path,) = (tmp_path / "a").glob("nonfinite_iter*_rank0.pth")
+    report = replay(path)
+    assert report.recorded_losses == pytest.approx(report.losses, nan_ok=True)
 
 
 def test_rank_is_logged_in_pretraining(photos: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import distributed
 
-from miti_detr.engine.trainer import wrap_for_processes
+from miti_detr.engine.parallel import wrap_for_processes
 from tests.helpers import tiny_config, training_input
 from tests.modeling.backbones.test_backbones import FPN_KEYS
 

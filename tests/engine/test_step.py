@@ -6,6 +6,7 @@ from detectron2.utils.events import EventStorage
 
 from miti_detr.engine import Trainer
 from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
+from miti_detr.engine.optimizer import frozen_norms
 from miti_detr.engine.step import TrainStep
 from tests.engine.stub import config
 
@@ -47,3 +48,25 @@ def test_scale_is_part_of_the_state(tiny_data: Path, tmp_path: Path) -> None:
     assert other.grad_scaler.get_scale() == 8.0
     full.load_state_dict(half.state_dict())
     assert not full.grad_scaler.is_enabled()
+
+
+def test_a_frozen_backbone_keeps_its_statistics(tiny_data: Path, tmp_path: Path) -> None:
+    """With BACKBONE_MULTIPLIER 0, also after an evaluation; otherwise they follow the batches."""
+    for multiplier, same in ((0.0, True), (0.1, False)):
+        cfg = config(tiny_data, tmp_path, SOLVER__BACKBONE_MULTIPLIER=multiplier)
+        model = Trainer.build_model(cfg)
+        norm = torch.nn.BatchNorm2d(4)
+        model.backbone = torch.nn.Sequential(model.backbone, norm)
+        step = TrainStep(
+            model,
+            Trainer.build_train_loader(cfg),
+            Trainer.build_optimizer(cfg, model),
+            seed=7,
+            guard=NonFiniteGuard(cfg),
+            frozen_norms=frozen_norms(cfg, model),
+        )
+        model.eval()
+        model.train()
+        with EventStorage():
+            step.run_step()
+        assert torch.equal(norm.running_mean, torch.zeros(4)) == same

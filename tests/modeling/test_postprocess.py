@@ -1,7 +1,9 @@
+import pytest
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 
 from miti_detr.modeling import detections
+from miti_detr.modeling.postprocess import check_finite
 from tests.helpers import load_golden
 
 GOLDEN = load_golden("postprocess")
@@ -30,3 +32,12 @@ def test_detectron2_path_equals_published_wrapper():
         torch.testing.assert_close(final.scores, scores, rtol=0, atol=1e-6)
         assert final.pred_classes.tolist() == GOLDEN[f"d2.labels{index}"].tolist()
         assert len(GOLDEN[f"d2.kept_queries{index}"]) == len(final)
+
+
+def test_a_prediction_that_is_not_finite_names_its_image():
+    logits, boxes = torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.5)
+    inputs = [{"file_name": "a.png"}, {"file_name": "b.png"}]
+    check_finite(detections(logits, boxes, [(8, 8), (8, 8)]), inputs)
+    boxes[1, 2, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"prediction for b\.png is NaN"):
+        check_finite(detections(logits, boxes, [(8, 8), (8, 8)]), inputs)
