@@ -69,13 +69,15 @@ def check_weights(cfg: CfgNode, *, needed: bool = False) -> None:
         raise ValueError("MODEL.WEIGHTS is empty, so there is nothing to evaluate. Name a file.")
     if "://" in weights:
         try:
-            PathManager.get_local_path(weights)
+            found = PathManager.isfile(PathManager.get_local_path(weights))
         except (OSError, ValueError, AssertionError) as error:  # of the many kinds of URLs
             reason = getattr(error, "reason", error)
             raise OSError(
                 f"MODEL.WEIGHTS: {weights} cannot be downloaded ({reason}). Download the file "
                 "yourself, and set MODEL.WEIGHTS to its path."
             ) from error
+        if not found:
+            raise FileNotFoundError(f"MODEL.WEIGHTS: {weights} names no file that can be read.")
     elif weights and not PathManager.exists(weights):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {weights}.")
 

@@ -1,4 +1,4 @@
-"""Using the cores and the memory of a CPU well. Changes the whole process: for commands only."""
+"""Settings of a process that computes on a CPU; they change the whole process."""
 
 import ctypes
 import platform
@@ -6,32 +6,32 @@ import platform
 import torch
 from detectron2.utils import comm
 
-# Of mallopt in glibc's malloc.h: never give the top of the heap back, and take no block from
-# outside the heap
+# mallopt options of glibc's malloc.h. They keep the top of the heap, and keep malloc from mapping
+# large blocks outside of it.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1
 
 
 def prepare_cpu() -> None:
-    """Do what a process that computes on a CPU should do first."""
+    """Prepare a process that computes on a CPU; call it once, at the start of a command."""
     share_threads()
     keep_freed_memory()
 
 
 def share_threads() -> None:
-    """Divide this machine's cores among its processes, so that they do not fight for them."""
+    """Divide the cores of this machine among its processes."""
     threads = torch.get_num_threads() // comm.get_local_size()
     torch.set_num_threads(max(1, threads))
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory of freed tensors for the next ones.
+    """Let this process keep the memory of freed tensors and use it again.
 
-    By default glibc returns the memory of large tensors to the system, and the same tensors of the
-    next step get it back page by page, each filled with zeros. Other C libraries are left alone.
+    By default, glibc returns the memory of large tensors to the system. The next step then gets it
+    back page by page, and the system fills each page with zeros. Other C libraries are not changed.
 
     Returns:
-        Whether it has an effect.
+        Whether the setting has an effect.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

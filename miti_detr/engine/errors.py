@@ -30,6 +30,8 @@ def user_message(error: BaseException) -> str | None:
     """
     if isinstance(error, NonFiniteError):
         return str(error)
+    if full := _disk_full(error):
+        return f"the disk is full ({_text(full)}). Free some space, then resume the run."
     text = _text(error)
     if worker := _WORKER_ERROR.match(text):
         known = _USER_ERROR_NAMES.match(worker[1]) is not None
@@ -38,8 +40,6 @@ def user_message(error: BaseException) -> str | None:
         known = " " in text.strip()
     else:
         known = isinstance(error, _USER_ERRORS)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        text += ". Free some space, then start the command again with --resume."
     if isinstance(error, torch.OutOfMemoryError):
         known = True
         text += " Lower SOLVER.IMS_PER_BATCH or INPUT.MAX_SIZE_TRAIN."
@@ -70,6 +70,15 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     if message is not None:
         record.msg, record.args, record.exc_info = "training stopped: %s", (message,), None
     return True
+
+
+def _disk_full(error: BaseException | None) -> OSError | None:
+    """Find the error of a full disk; ``torch.save`` raises another one after it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _text(error: BaseException) -> str:

@@ -101,6 +101,8 @@ def run(main: Main, args: argparse.Namespace, *, patience: float = 0.0) -> int:
                 return 0
             return _spawn(main, args, count)
 
+    # A closed terminal or a full disk is no reason for a traceback of each log line.
+    logging.raiseExceptions = False
     with _sigterm_raises(), forks_die_with_parent():
         try:
             return _exit_code(work, args)

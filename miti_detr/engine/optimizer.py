@@ -1,7 +1,7 @@
 """The optimizer of DETR: two learning rates, one weight decay, clipping over the whole model.
 
 The published Detectron2 wrapper (facebookresearch/detr ``d2/train_net.py`` at 29901c5) does the
-same with a method of its trainer; here Detectron2's helpers do most of it.
+same in a method of its trainer. This module uses Detectron2's helpers for most of it.
 """
 
 import logging
@@ -29,9 +29,9 @@ _FAST_DEVICES = ("cpu", "cuda")
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` with the parameter groups of DETR.
 
-    Backbone parameters learn at ``BASE_LR * BACKBONE_MULTIPLIER``, all others at ``BASE_LR``. Every
-    parameter has the same ``WEIGHT_DECAY``, normalisation layers included, as published:
-    ``SOLVER.WEIGHT_DECAY_NORM`` is not used.
+    Backbone parameters have the learning rate ``BASE_LR * BACKBONE_MULTIPLIER``, all others
+    ``BASE_LR``. As published, all parameters have the same ``WEIGHT_DECAY``, including those of
+    normalisation layers; ``SOLVER.WEIGHT_DECAY_NORM`` is not used.
 
     With ``CLIP_TYPE: full_model`` the optimizer's ``step`` first scales all gradients together so
     that their norm is at most ``CLIP_VALUE``, and puts the norm before it as ``grad_norm`` into the
@@ -59,8 +59,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; possible: ADAMW, SGD")
     optimizer = _with_clipping(cfg, kind, foreach=fast)(_parameter_groups(cfg, model), **arguments)
     if solver.CLIP_GRADIENTS.ENABLED:
-        # Fused optimizers remove the gradient scale of float16 training inside their kernel, after
-        # the clipping. Without this mark GradScaler does it before ``step``.
+        # Fused optimizers remove the gradient scale of float16 training in their kernel, after the
+        # clipping. Without this attribute, GradScaler removes it before ``step``.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     optimizer.register_load_state_dict_pre_hook(partial(_check_state, names))
@@ -121,8 +121,8 @@ def _check_state(
 def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
     """Give loaded states the memory layout of their parameters.
 
-    Fused kernels go through both as they lie in memory, and a checkpoint may be of a run whose
-    convolutions lay in another order.
+    Fused kernels read both in the order of memory, and a checkpoint may come from a run whose
+    convolution weights had another layout.
     """
     for parameter, states in optimizer.state.items():
         for name, value in states.items():
@@ -134,8 +134,8 @@ def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
 def is_backbone(name: str) -> bool:
     """Say whether the parameter ``name`` has the learning rate of the backbone.
 
-    The published rule is "the name contains ``backbone``". Learned position encodings are part of
-    the backbone there, so they have its learning rate, too.
+    The published rule is "the name contains ``backbone``". The published backbone includes learned
+    position encodings, so these have its learning rate, too.
     """
     return "backbone" in name or name.startswith("position_encoding")
 

@@ -1,9 +1,9 @@
-"""Randomness without state: every step draws from a generator seeded by (seed, iteration, rank).
+"""Randomness without state: each step seeds the generators with (seed, iteration, rank).
 
-A run that resumes must continue as if it had never stopped. Instead of storing the state of every
-random number generator in the checkpoint, each step seeds them afresh, so its randomness is a
-function of three numbers that are known anyway. The data stream follows the same idea
-(:mod:`miti_detr.data`), and so a step can also be replayed alone.
+A resumed run must continue as if it had never stopped. Checkpoints do not store the state of the
+random number generators; each step seeds them, so that its random numbers are a function of three
+known numbers. The data stream works in the same way (:mod:`miti_detr.data`). A single step can
+therefore be replayed.
 """
 
 import logging

@@ -14,12 +14,12 @@ from .seed import seed_step
 
 
 class TrainStep(SimpleTrainer):
-    """Detectron2's ``SimpleTrainer``, with three differences.
+    """Detectron2's ``SimpleTrainer`` with three differences.
 
-    Each step's randomness is a function of (seed, iteration, rank), see
-    :mod:`miti_detr.engine.seed`. A loss or gradient that is not finite stops the run before the
-    weights change. And mixed precision works on CPUs too, which Detectron2's ``AMPTrainer``
-    refuses.
+    - The random numbers of a step are a function of (seed, iteration, rank), see
+      :mod:`miti_detr.engine.seed`.
+    - A loss or gradient that is not finite stops the run before the weights change.
+    - Mixed precision also works on CPUs, which Detectron2's ``AMPTrainer`` refuses.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class TrainStep(SimpleTrainer):
             data_loader: iterable of batches, lists of Detectron2's dataset dicts.
             optimizer: of the model's parameters.
             seed: of the run, at least 0.
-            guard: what to do about values that are not finite.
+            guard: stops the run when a value is not finite.
             amp_dtype: precision of autocast; None: no mixed precision.
             frozen_norms: normalisations of the model that stay in evaluation mode.
         """
@@ -68,7 +68,7 @@ class TrainStep(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        # After the batch: reading it in this process may draw random numbers.
+        # Seed after reading the batch, because reading may draw random numbers in this process.
         seed_step(self.seed, self.iter, comm.get_rank())
         with torch.autocast(self.device_type, self.amp_dtype, enabled=self.amp_dtype is not None):
             losses: dict[str, Tensor] = self.model(batch)
@@ -93,8 +93,8 @@ class TrainStep(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave.
 
-        The scale is left out where one of the two runs has none: without mixed precision, or in
-        bfloat16.
+        The scale is skipped if one of the two runs has none, because it used bfloat16 or no mixed
+        precision.
         """
         super().load_state_dict(state_dict)
         scale = state_dict.get("grad_scaler")

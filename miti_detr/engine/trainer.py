@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's, on CPUs and GPUs, with several processes, and resumable to the bit."""
+"""Detectron2's trainer on CPUs and GPUs, in one or several processes, with exact resume."""
 
 import logging
 import weakref
@@ -45,8 +45,8 @@ from .step import TrainStep
 
 logger = logging.getLogger(__name__)
 
-# Keys that decide how a run goes on, and whether their new value counts when it is resumed. The
-# others are part of the optimizer's and the scheduler's state.
+# Keys of SOLVER that a checkpoint records, and whether a resumed run uses the value of the new
+# config (True) or the one in the state of optimizer and scheduler (False).
 _RESUME_KEYS = {
     "MAX_ITER": True,
     "STEPS": True,
@@ -64,10 +64,10 @@ _AFTER_CHECKPOINT = (hooks.EvalHook, BestCheckpointer, StepLog, RunWriters)
 class Trainer(DefaultTrainer):
     """Detectron2's default trainer for set prediction models.
 
-    A stop and a resume do not change the result: no state of a random number generator is stored,
-    because each step (:mod:`miti_detr.engine.seed`) and the data stream (:mod:`miti_detr.data`) are
-    functions of the seed and the iteration. On a CPU a resumed run is equal to the bit to one that
-    never stopped.
+    Stopping and resuming a run does not change its result. Each step
+    (:mod:`miti_detr.engine.seed`) and the data stream (:mod:`miti_detr.data`) are functions of the
+    seed and the iteration, so no state of a random number generator is stored. On a CPU, a resumed
+    run equals one that never stopped to the last bit.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -114,7 +114,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` for a new one.
+        """Resume the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` for a new one.
 
         Args:
             resume: continue from the last checkpoint if there is one. Its seed is the seed of the
@@ -138,20 +138,20 @@ class Trainer(DefaultTrainer):
             if hasattr(sampler, "start_iter"):
                 sampler.start_iter = self.start_iter
             else:
-                logger.warning("this data loader cannot begin late: its images come from the start")
+                logger.warning("this data loader cannot skip images: it starts at the first")
 
     def train(self) -> OrderedDict[str, Any] | None:
         """Train to ``SOLVER.MAX_ITER`` and evaluate.
 
-        A run that is finished and evaluated is left as it is.
+        A run that is finished and evaluated is not changed.
 
         Returns:
-            The last evaluation results, None without any.
+            The last evaluation results; None if there are none.
         """
         if self.start_iter >= self.max_iter and self._is_evaluated():
             logger.info(
-                "already finished: %d of %d iterations are done. To go on, raise SOLVER.MAX_ITER "
-                "(or EPOCHS); to begin again, choose another OUTPUT_DIR or do not resume.",
+                "already finished: %d of %d iterations are done. To continue, raise "
+                "SOLVER.MAX_ITER or EPOCHS. To start again, choose another OUTPUT_DIR.",
                 self.start_iter,
                 self.max_iter,
             )
@@ -167,7 +167,7 @@ class Trainer(DefaultTrainer):
         return self.start_iter if self._history is None else max(self.start_iter - 1, 0)
 
     def before_train(self) -> None:
-        """Run the hooks' first part, and finish the last step of a resumed run.
+        """Call the hooks, and complete the last iteration of a resumed run.
 
         The checkpoint is written before the evaluation and the records of its iteration. A run that
         was stopped in between makes up for them here.
@@ -194,16 +194,16 @@ class Trainer(DefaultTrainer):
         self.iter = self.storage.iter = self.start_iter
 
     def after_train(self) -> None:
-        """Run the hooks' last part; without a step, at the iteration at which the run ended."""
+        """Call the hooks; a resumed run without a step has ended at its last iteration."""
         self.iter = min(self.iter, self.max_iter)
         super().after_train()
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, then best weights, progress bar and writers in the main process."""
+        """Build Detectron2's hooks, and those of the main process."""
         cfg = self.cfg
 
         def evaluate() -> dict[str, Any]:
-            """Evaluate the present weights; kept as the last results."""
+            """Evaluate the current weights and keep the results."""
             self._last_eval_results = self.test(cfg, self.model)
             self._evaluated = self.iter
             return self._last_eval_results
@@ -243,7 +243,7 @@ class Trainer(DefaultTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a run; says what differs between its config and the present one."""
+        """Restore a run, and log what differs between its config and the current one."""
         super().load_state_dict(state_dict)
         self._is_restored = True
         self._history = state_dict.get("history")
@@ -293,8 +293,8 @@ class Trainer(DefaultTrainer):
             evaluators: one for each data set; None: those of :meth:`build_evaluator`.
 
         Returns:
-            Task to metric to value; with several data sets, below the name of each. Empty but in
-            the main process.
+            A dict from task to metric to value; with several data sets, one such dict for each
+            name. Empty in all processes except the main one.
         """
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process() and cfg.DATASETS.TEST:
@@ -310,7 +310,7 @@ class Trainer(DefaultTrainer):
         self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
 
     def _is_evaluated(self) -> bool:
-        """Whether the results at the end of the run are recorded; the same in all processes."""
+        """Say whether the final results are recorded; all processes get the same answer."""
         records = read_records(str(Path(self.cfg.OUTPUT_DIR, "metrics.json")))
         final = [r for r in records if r["iteration"] >= self.max_iter]
         found = any(key.endswith("bbox/AP") for record in final for key in record)
@@ -318,14 +318,14 @@ class Trainer(DefaultTrainer):
 
 
 class _BestWeights(MitiDetrCheckpointer):
-    """Saves weights that are not to be resumed from."""
+    """Saves weights that no run resumes from."""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Leave the mark of the last checkpoint where it is."""
+        """Do not change which checkpoint is the last one."""
 
 
 def _num_images(data_loader: Any) -> int | None:
-    """Length of the training set, None if the loader does not tell."""
+    """Return the length of the training set; None if the loader has none."""
     try:
         return len(data_loader.dataset)
     except (AttributeError, TypeError):

@@ -1,7 +1,7 @@
 """Kills a small run at random moments, resumes it, and compares it with one that ran through.
 
 ``python -m tests.engine.kills --kills 20 --seed 1`` prints what was killed and ends with 0 if
-weights, optimizer, best weights and ``metrics.json`` (but for times) are equal to the bit.
+weights, optimizer, best weights and ``metrics.json`` (except for times) are identical.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CHANGES = {
 
 
 def start(data: Path, folder: Path) -> int:
-    """Start or resume the run in a process of its own; returns its id."""
+    """Start or resume the run in a forked process, and return the id of that process."""
     pid = os.fork()
     if pid:
         return pid

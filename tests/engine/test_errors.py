@@ -16,7 +16,7 @@ from miti_detr.engine.errors import log_errors_in_one_line, user_message
         (ValueError("SEED is\n  -2"), "SEED is -2"),
         (KeyError("no 'abc' in the registry"), "no 'abc' in the registry"),
         (FileNotFoundError(2, "No such file", "a.json"), "a.json: No such file"),
-        (OSError(errno.ENOSPC, "No space left on device"), "Free some space"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (ImportError("timm is missing"), "timm is missing"),
         (NonFiniteError("the loss is nan\nImages:"), "the loss is nan\nImages:"),
         (torch.OutOfMemoryError("CUDA out of memory."), "Lower SOLVER.IMS_PER_BATCH"),
@@ -78,3 +78,10 @@ def test_the_trainer_logs_one_line(caplog: pytest.LogCaptureFixture) -> None:
     assert first.getMessage() == "training stopped: a.png is broken"
     assert first.exc_info is None
     assert second.exc_info is not None
+
+
+def test_disk_full_below_another_error() -> None:
+    """``torch.save`` raises a RuntimeError while it handles that of the disk."""
+    error = RuntimeError("[enforce fail at inline_container.cc:672]")
+    error.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    assert "No space left on device" in str(user_message(error))

@@ -14,7 +14,7 @@ from tests.modeling.backbones.test_backbones import FPN_KEYS
 
 @pytest.fixture
 def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process group of this process alone, which takes itself for one of two."""
+    """A process group of one process that believes to be one of two."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )

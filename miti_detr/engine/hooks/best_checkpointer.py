@@ -8,14 +8,14 @@ from fvcore.common.checkpoint import Checkpointer
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's hook, whose memory of the best score survives a resume.
+    """Detectron2's hook, which also remembers the best score when a run is resumed.
 
-    The best weights are no place to resume from: ``checkpointer`` must neither hold the trainer nor
-    mark what it saves as the last checkpoint.
+    No run resumes from the best weights, so ``checkpointer`` must neither save the trainer nor mark
+    its files as the last checkpoint.
     """
 
     def __init__(self, eval_period: int, checkpointer: Checkpointer, val_metric: str) -> None:
-        """Take what Detectron2's hook takes; higher is better, the file is ``model_best.pth``."""
+        """Take the arguments of Detectron2's hook; a higher metric is better."""
         super().__init__(eval_period, checkpointer, val_metric)
 
     def before_train(self) -> None:

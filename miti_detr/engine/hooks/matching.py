@@ -1,4 +1,4 @@
-"""Which query finds which object, recorded at each evaluation on a fixed set of images.
+"""Records which query is matched with which object, at each evaluation on the same images.
 
 L decoder layers, M objects of all images together.
 """
@@ -24,14 +24,15 @@ MATCHES_FILE = "matches.json"
 
 
 class MatchingRecorder(hooks.EvalHook):
-    """Writes ``matches.json``, a line for each evaluation of the run.
+    """Writes ``matches.json`` with one line for each evaluation of the run.
 
-    A line has ``iteration``; ``num_queries``; and ``queries``, L lists of M: the query that the
-    matcher of the training loss gives each object, -1 for none. The objects are always the same
-    and in the same order, so that lines, and runs on the same data, can be compared one by one.
+    A line has ``iteration``, ``num_queries`` and ``queries``. The latter are L lists of M indices:
+    the query that the matcher of the training loss assigns to each object, or -1 for none. The
+    objects and their order are always the same, so that lines and runs on the same data can be
+    compared.
 
-    No random number is drawn and the model is left as it was: a run with the recorder is equal to
-    the bit to one without.
+    The recorder draws no random number and does not change the model, so that a run with it equals
+    one without it to the last bit.
     """
 
     def __init__(self, cfg: CfgNode, num_images: int = 64) -> None:
@@ -49,8 +50,8 @@ class MatchingRecorder(hooks.EvalHook):
         super().__init__(cfg.TEST.EVAL_PERIOD, self.record)
         if not cfg.DATASETS.TEST:
             raise ValueError(
-                "DATASETS.TEST is empty, and MatchingRecorder needs a data set with labels: name "
-                "one there"
+                "DATASETS.TEST is empty, and MatchingRecorder needs a data set with labels. "
+                "Name one there"
             )
         self._path = Path(cfg.OUTPUT_DIR, MATCHES_FILE)
         self._batch_size = cfg.TEST.IMS_PER_BATCH
@@ -68,7 +69,7 @@ class MatchingRecorder(hooks.EvalHook):
             self._records = [records[index] for index in chosen.round().astype(int).tolist()]
 
     def before_train(self) -> None:
-        """Drop what will be recorded again.
+        """Remove the lines that will be recorded again.
 
         Raises:
             ValueError: the model has no matcher.
@@ -80,7 +81,7 @@ class MatchingRecorder(hooks.EvalHook):
             drop_records(str(self._path), first_record(self.trainer))
 
     def record(self) -> None:
-        """Match the objects with the present weights, and add a line."""
+        """Match the objects with the current weights and add a line."""
         if not comm.is_main_process():
             return
         model = self._model()

@@ -14,9 +14,9 @@ _LOGGERS = ("detectron2", "fvcore", "miti_detr")
 
 
 class ProgressBar(HookBase):
-    """In a terminal, shows a bar with iteration, time left and loss instead of the periodic lines.
+    """Shows a bar with iteration, remaining time and loss instead of the periodic log lines.
 
-    The lines still go to ``log.txt``. Where the output is no terminal, this hook does nothing.
+    The lines still go to ``log.txt``. If the output is not a terminal, this hook does nothing.
     """
 
     def __init__(self) -> None:
@@ -24,8 +24,8 @@ class ProgressBar(HookBase):
         self._redirect = contextlib.ExitStack()
 
     def before_train(self) -> None:
-        """Show the bar, and let log lines pass above it."""
-        if not sys.stdout.isatty():
+        """Show the bar, and print log lines above it."""
+        if sys.stdout is None or not sys.stdout.isatty():  # None: it is closed
             return
         loggers = [logging.getLogger(name) for name in _LOGGERS]
         self._redirect.enter_context(logging_redirect_tqdm(loggers))
@@ -47,7 +47,7 @@ class ProgressBar(HookBase):
             self._bar.update()
 
     def after_train(self) -> None:
-        """Leave the last state of the bar on the screen."""
+        """Close the bar; its last state stays on the screen."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,4 +1,4 @@
-"""Rank collapse during training: the measures of ``miti-detr rank`` in TensorBoard and metrics."""
+"""Records the measures of ``miti-detr rank`` during training."""
 
 import math
 import random
@@ -17,7 +17,7 @@ from torch import nn
 from miti_detr.data import build_mapper
 from miti_detr.rank import measure_rank
 
-# Of the measures those that say something by themselves, not the parts of equation (14).
+# Measures that can be interpreted on their own; the terms of equation (14) are left out.
 _LOGGED = (
     "residual",
     "residual_fro",
@@ -31,13 +31,13 @@ _LOGGED = (
 
 
 class RankHook(HookBase):
-    """Measures the token matrices of a few fixed images every so many iterations.
+    """Periodically measures the token matrices of a few fixed images.
 
-    At iteration i it measures the weights with which step i begins, so that iteration 0 shows the
-    start; and once more at the end of the run. Scalars are called
-    ``rank/<stack>/layer<l>/<measure>``, means of the images. Training is the same to the bit with
-    and without this hook: the model is in evaluation mode meanwhile, and random states are put
-    back.
+    At iteration i it measures the weights with which step i begins, so iteration 0 shows the
+    initial weights. It also measures the final weights. The scalars are called
+    ``rank/<stack>/layer<l>/<measure>`` and are means over the images. The hook does not
+    change the training by a single bit: it measures in evaluation mode and restores the states of
+    the random number generators.
     """
 
     def __init__(self, inputs: list[dict[str, Any]], *, period: int) -> None:
@@ -46,7 +46,7 @@ class RankHook(HookBase):
         Args:
             inputs: Detectron2's dataset dicts, each a batch of its own; see :meth:`on_dataset`.
             period: iterations between two measurements. Detectron2 writes metrics every 20
-                iterations, and of several values in between the last one only.
+                iterations, and only the last of several values in between.
 
         Raises:
             ValueError: ``period`` is not positive.

@@ -11,20 +11,20 @@ logger = logging.getLogger(__name__)
 class ResidualRamp(HookBase):
     """Raises the strength of the layer residual linearly from 0 at the first training step to 1.
 
-    Step 0 of a model with DETR's weights is then a step of that DETR. The strength is a function of
-    the iteration, so that a resumed run goes on exactly; it is saved with the weights.
+    In step 0, a model with DETR's weights computes what DETR computes. The strength is a function
+    of the iteration, so that a resumed run continues exactly. It is saved with the weights.
     """
 
     def __init__(self, iters: int) -> None:
         """Set the length of the ramp.
 
         Args:
-            iters: iteration from which on the strength is 1; 0: it always is.
+            iters: first iteration with strength 1; 0: the strength is always 1.
         """
         self.iters = iters
 
     def before_train(self) -> None:
-        """Say what will happen.
+        """Log how the strength will change.
 
         Raises:
             ValueError: the model has no strength to ramp.
@@ -40,13 +40,13 @@ class ResidualRamp(HookBase):
         start, end = self._strength(self.trainer.start_iter), self._strength(self.trainer.max_iter)
         if start < 1:
             logger.info(
-                "the strength of the layer residual rises from %.4g to %.4g (1 from iteration %d "
-                "on)",
+                "the strength of the layer residual rises from %.4g to %.4g; it reaches 1 at "
+                "iteration %d",
                 *(start, end, self.iters),
             )
         elif model.residual_strength < 1:
             logger.info(
-                "the layer residual had strength %.4g in the weights, is now 1",
+                "the layer residual had strength %.4g in the weights; it is now 1",
                 model.residual_strength,
             )
 

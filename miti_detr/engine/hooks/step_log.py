@@ -1,4 +1,4 @@
-"""Loss and gradient norm of every iteration."""
+"""Records loss and gradient norm of every iteration."""
 
 import json
 import os
@@ -19,7 +19,7 @@ class StepLog(HookBase):
     """
 
     def __init__(self, output_dir: str) -> None:
-        """Open nothing yet.
+        """Take the folder; the file is opened when training begins.
 
         Args:
             output_dir: folder of the file.
@@ -28,7 +28,7 @@ class StepLog(HookBase):
         self._file: IO[str] | None = None
 
     def before_train(self) -> None:
-        """Drop what will be written again, then open the file."""
+        """Remove the lines that will be written again, then open the file."""
         drop_records(self._path, first_record(self.trainer))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 

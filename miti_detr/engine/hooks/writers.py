@@ -13,14 +13,14 @@ from miti_detr.files import write_text
 
 
 class RunWriters(hooks.PeriodicWriter):
-    """Detectron2's ``PeriodicWriter``, which first drops records of steps that are done again.
+    """Detectron2's ``PeriodicWriter``, which first removes records that are written again.
 
-    A run that stopped between two checkpoints has written metrics past the last checkpoint;
-    resumed, it writes them again.
+    A run that stops between two checkpoints has written metrics of later iterations than that of
+    its last checkpoint. A resumed run repeats these iterations.
     """
 
     def __init__(self, output_dir: str, period: int = 20) -> None:
-        """Open nothing yet.
+        """Take the folder; the files are opened when training begins.
 
         Args:
             output_dir: folder of ``metrics.json`` and of the TensorBoard files.
@@ -30,7 +30,7 @@ class RunWriters(hooks.PeriodicWriter):
         self._output_dir = output_dir
 
     def before_train(self) -> None:
-        """Drop what will be written again, then open the files."""
+        """Remove the records that will be written again, then open the files."""
         start = first_record(self.trainer)
         if start < self.trainer.start_iter:  # the storage holds all since the last regular record
             start -= start % self._period

@@ -191,7 +191,7 @@ def test_training_without_a_ramp_is_at_full_strength(
     changes = {"MODEL__WEIGHTS": weights, "SOLVER__MAX_ITER": 1}
     trainer, _ = train(detector_config(tiny_data, tmp_path, **changes))
     assert trainer.model.residual_strength == 1
-    assert "had strength 0.5 in the weights, is now 1" in log.text
+    assert "had strength 0.5 in the weights; it is now 1" in log.text
 
 
 def test_replay_has_the_strength_of_the_step(tiny_data: Path, tmp_path: Path) -> None:
