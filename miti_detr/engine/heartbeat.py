@@ -1,6 +1,7 @@
 """Noticing a process that was stopped or whose machine was lost."""
 
 import contextlib
+import multiprocessing
 import os
 import socket
 import sys
@@ -108,6 +109,8 @@ class Heartbeat:
 
     def _leave(self, message: str) -> NoReturn:
         tell_once(self._store, message)
+        for process in multiprocessing.active_children():
+            process.kill()  # else workers of a data loader may still report a broken pipe
         os._exit(LOST)
 
 

@@ -100,7 +100,7 @@ def test_a_stopped_process_ends_the_run_and_a_killed_launcher_all(
                 _, error = launcher.communicate(timeout=60)
                 assert launcher.returncode == 1
                 assert f"error: rank 1 (process {ranks[1]} on" in error
-                assert "Traceback" not in error
+                assert "Traceback" not in error, error[-3000:]
             else:
                 launcher.kill()
                 launcher.wait()
