@@ -46,6 +46,7 @@ class Heartbeat:
             lost: called with a message when a process is missing; None: write it to standard error
                 and end this process at once, because its main thread may wait for ever.
         """
+        self._store: distributed.Store | None
         self._store = store.clone() if hasattr(store, "clone") else store
         self._rank = rank
         self._timeout = timeout
@@ -60,6 +61,7 @@ class Heartbeat:
         self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
+        assert self._store is not None
         self._store.set(f"name/{self._rank}", this_process())
         self._beating.start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -73,6 +75,7 @@ class Heartbeat:
     def _beat(self) -> None:
         """Count, and look at the counts of the others; blocks while the store does not answer."""
         store = self._store
+        assert store is not None
         try:
             while not self._ended.wait(self._interval):
                 store.add(f"beat/{self._rank}", 1)
@@ -98,6 +101,7 @@ class Heartbeat:
                     self._lost(self._message(f"rank {rank} ({name})"))
                     return
             if self._store_silent >= self._timeout * 1.2:
+                self._store = None  # it would block
                 self._lost(self._message("the launcher, or the machine of rank 0,"))
                 return
 

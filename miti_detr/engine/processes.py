@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
@@ -213,12 +214,14 @@ def spawn(
             process = context.Process(target=_child, args=(work, place, os.getpid()))
             process.start()
             processes.append(process)
-        while running := [process.sentinel for process in processes if process.exitcode is None]:
+        while True:
+            codes = [process.exitcode for process in processes]  # read once: they change meanwhile
+            if failed := [code for code in codes if code]:
+                return failed[0]
+            running = [p.sentinel for p, code in zip(processes, codes, strict=True) if code is None]
+            if not running:
+                return 0
             wait(running)
-            failed = [p.exitcode for p in processes if p.exitcode not in (None, 0)]
-            if failed:
-                return failed[0] or 1
-        return 0
     finally:
         _stop(processes)
 
@@ -254,8 +257,17 @@ def _stop(processes: list[BaseProcess]) -> None:
     for process in processes:
         process.join(_ENDING)
         if process.exitcode is None:
+            for child in _children(process.pid):  # else they report that their parent is lost
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             process.kill()  # a stopped process does not see SIGTERM
             process.join()
+
+
+def _children(pid: int | None) -> list[int]:
+    """Ids of the processes that the main thread of a process has started; only on Linux."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
 def die_with_parent(parent: int | None = None) -> None:

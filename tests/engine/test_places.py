@@ -91,19 +91,22 @@ def test_a_stopped_process_ends_the_run_and_a_killed_launcher_all(
         with subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as launcher:
-            _wait_for(output / "model_0000004.pth")
-            ranks = [pid for pid in _children(launcher.pid) if "spawn_main" in _command(pid)]
-            workers = [child for pid in ranks for child in _children(pid)]
-            assert (len(ranks), len(workers)) == (2, 2)
-            if case == "stopped":
-                os.kill(ranks[1], signal.SIGSTOP)
-                _, error = launcher.communicate(timeout=60)
-                assert launcher.returncode == 1
-                assert f"error: rank 1 (process {ranks[1]} on" in error
-                assert "Traceback" not in error, error[-3000:]
-            else:
+            try:
+                _wait_for(output / "model_0000004.pth")
+                ranks = [pid for pid in _children(launcher.pid) if "spawn_main" in _command(pid)]
+                workers = [child for pid in ranks for child in _children(pid)]
+                assert (len(ranks), len(workers)) == (2, 2)
+                if case == "stopped":
+                    os.kill(ranks[1], signal.SIGSTOP)
+                    _, error = launcher.communicate(timeout=60)
+                    assert launcher.returncode == 1
+                    assert f"error: rank 1 (process {ranks[1]} on" in error
+                    assert "Traceback" not in error, error[-3000:]
+                else:
+                    launcher.kill()
+                    launcher.wait()
+            finally:
                 launcher.kill()
-                launcher.wait()
             deadline = time.monotonic() + 10
             while any(map(_command, [*ranks, *workers])):
                 assert time.monotonic() < deadline
