@@ -28,7 +28,8 @@ from .pixels import Pixels, expected_pixels, warn_if_pixels_differ
 from .postprocess import check_finite, detections
 from .stages import Decoded, Encoded, ObjectQueries
 from .targets import Target, targets_from_instances
-from .transformer import LayerResidual, ResidualTransformer
+from .transformer import ResidualTransformer
+from .variant import describe_parts, residuals_of
 
 # Called with each new model. The room `checkpoint`, which this one must not know, adds a function
 # that records with the weights what decides their meaning.
@@ -163,20 +164,7 @@ class MitiDetr(nn.Module):
     @property
     def variant(self) -> dict[str, Any]:
         """What decides the function beside the weights and their shapes; recorded with them."""
-        feature = self.backbone.in_features[-1]
-        known = ("layer_residual", "layer_residual_in", "pre_norm", "nhead")
-        parts = {k: getattr(self.transformer, k) for k in known if hasattr(self.transformer, k)}
-        if "nhead" in parts:
-            parts["nheads"] = parts.pop("nhead")
-        return {
-            **parts,
-            "padding_mask": self.backbone.padding_mask,
-            "position_embedding": getattr(self.position_encoding, "name", "unknown"),
-            "feature": feature,
-            "stride": self.backbone.strides[feature],
-            "num_classes": self.num_classes,
-            **self.pixels,
-        }
+        return {**describe_parts(self), **self.pixels}
 
     @property
     def device(self) -> torch.device:
@@ -192,19 +180,15 @@ class MitiDetr(nn.Module):
         Raises:
             ValueError: when it is set to a value out of range.
         """
-        return next((residual.strength for residual in self._residuals()), 1.0)
+        return next((residual.strength for residual in residuals_of(self.transformer)), 1.0)
 
     @residual_strength.setter
     def residual_strength(self, strength: float) -> None:
         """Set it in every layer that has a residual."""
         if not 0 <= strength <= 1:
             raise ValueError(f"residual_strength {strength} is not between 0 and 1")
-        for residual in self._residuals():
+        for residual in residuals_of(self.transformer):
             residual.strength = strength
-
-    def _residuals(self) -> list[LayerResidual]:
-        modules = self.transformer.modules()
-        return [m for m in modules if isinstance(m, LayerResidual) and m.placement != "none"]
 
     def forward(
         self, batched_inputs: list[dict[str, Any]]

@@ -1,0 +1,41 @@
+"""What decides the function of a model beside its weights and the shapes of these."""
+
+from typing import Any
+
+from torch import nn
+
+from .transformer import LayerResidual
+
+
+def describe_parts(model: Any) -> dict[str, Any]:
+    """Describe the parts of a ``MitiDetr``, in plain values.
+
+    Args:
+        model: with the parts ``backbone``, ``transformer`` and ``position_encoding``. What a
+            transformer of another class does not know is left out.
+    """
+    feature = model.backbone.in_features[-1]
+    attributes = {
+        "layer_residual": "layer_residual",
+        "layer_residual_in": "layer_residual_in",
+        "pre_norm": "pre_norm",
+        "nheads": "nhead",
+    }
+    return {
+        **{
+            name: getattr(model.transformer, attribute)
+            for name, attribute in attributes.items()
+            if hasattr(model.transformer, attribute)
+        },
+        "padding_mask": model.backbone.padding_mask,
+        "position_embedding": getattr(model.position_encoding, "name", "unknown"),
+        "feature": feature,
+        "stride": model.backbone.strides[feature],
+        "num_classes": model.num_classes,
+    }
+
+
+def residuals_of(transformer: nn.Module) -> list[LayerResidual]:
+    """List the layer residuals of a transformer, except those that are switched off."""
+    modules = transformer.modules()
+    return [m for m in modules if isinstance(m, LayerResidual) and m.placement != "none"]
