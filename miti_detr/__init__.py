@@ -4,11 +4,11 @@ from . import (
     data,  # registers the data set shapes
     modeling,  # registers the meta-architecture and the backbone builders
 )
+from .add_residual import add_layer_residual
 from .checkpoint import attach_variant
 from .config import add_miti_detr_config
 from .modeling import pretrain  # registers UpDetr
 from .modeling.detr import ON_CONSTRUCTION
-from .modeling.transformer import add_layer_residual
 
 ON_CONSTRUCTION.append(attach_variant)
 

@@ -131,13 +131,11 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.SWIN = CN()
     cfg.MODEL.SWIN.EMBED_DIM = 96  # channels of the first stage, doubled by each further one
     cfg.MODEL.SWIN.DEPTHS = (2, 2, 6, 2)  # blocks of each stage
-    cfg.MODEL.SWIN.WINDOW_SIZE = 7  # tokens along a side
 
     # MODEL.BACKBONE.NAME build_vit_backbone; the defaults are those of ViTDet with ViT-B
     cfg.MODEL.VIT = CN()
     cfg.MODEL.VIT.IMG_SIZE = 1024  # pixels; every batch is padded to this square
     cfg.MODEL.VIT.EMBED_DIM = 768
-    cfg.MODEL.VIT.DEPTH = 12  # blocks
 
     # MODEL.BACKBONE.NAME build_timm_backbone; needs the extra miti_detr[timm]
     cfg.MODEL.TIMM = CN()

@@ -11,7 +11,7 @@ def test_keys_of_other_plugins_stay() -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     add_miti_detr_config(cfg)
     assert (cfg.MODEL.SWIN.EMBED_DIM, cfg.MODEL.SWIN.PRETRAIN_IMG_SIZE) == (128, 224)
-    assert cfg.MODEL.SWIN.WINDOW_SIZE == 7
+    assert cfg.MODEL.SWIN.DEPTHS == (2, 2, 6, 2)
     assert cfg.SOLVER.OPTIMIZER == "SGD"
 
 

@@ -11,7 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
-from miti_detr.modeling.pixels import Pixels, expected_pixels, warn_if_pixels_differ
+from miti_detr.pixels import Pixels, expected_pixels, warn_if_pixels_differ
 
 from .attach import accept_weights
 from .convert import ConversionReport, recognise

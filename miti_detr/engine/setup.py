@@ -15,7 +15,7 @@ from detectron2.utils.logger import setup_logger
 import miti_detr
 from miti_detr.config import add_miti_detr_config
 from miti_detr.data import register_coco_format, register_unlabeled
-from miti_detr.modeling.checks import check_model_keys
+from miti_detr.model_keys import check_model_keys
 from miti_detr.yaml_files import read_config
 
 from .merge import merge_content, merge_options

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from miti_detr.catalog import register_missing
 from miti_detr.layers import MLP, build_position_encoding
+from miti_detr.model_keys import check_model_keys
+from miti_detr.pixels import Pixels, expected_pixels, warn_if_pixels_differ
 
 from .backbones.masked_backbone import Feature, MaskedBackbone
-from .checks import check_model_keys
 from .criterion import SetCriterion
 from .execution import PLAIN, Execution
 from .heads import SetPrediction, predict_set
 from .matcher import HungarianMatcher
-from .pixels import Pixels, expected_pixels, warn_if_pixels_differ
 from .postprocess import check_finite, detections
 from .stages import Decoded, Encoded, ObjectQueries
 from .targets import Target, targets_from_instances

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miti_detr.add_residual import known_layers, layer_input
 from miti_detr.layers import MultiHeadAttention
 from miti_detr.modeling.transformer import DecoderLayer, EncoderLayer, TransformerDecoder
-from miti_detr.modeling.transformer.add_residual import known_layers, layer_input
 
 from .measures import attention_entropy, measure_step, measure_tokens
 
@@ -71,7 +71,7 @@ def record_states(model: nn.Module) -> Iterator[dict[str, StackStates]]:
     """While entered, record the states of the transformer layers of a model.
 
     It records the layers of this package and those that
-    :func:`~miti_detr.modeling.transformer.add_layer_residual` supports. Layers in one list form a
+    :func:`~miti_detr.add_layer_residual` supports. Layers in one list form a
     stack. Attention entropy is recorded only in the layers of this package.
 
     Args:

@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from miti_detr.modeling.pixels import Pixels, warn_if_pixels_differ
+from miti_detr.pixels import Pixels, warn_if_pixels_differ
 
 OUTPUT = "timm"  # name of the one output
 
@@ -54,7 +54,7 @@ class TimmBackbone(Backbone):
         except (RuntimeError, AssertionError, IndexError) as error:
             raise ValueError(f"MODEL.TIMM.NAME is {name!r}; timm says: {error}") from error
         self.net: Any = timm.layers.freeze_batch_norm_2d(net)
-        self._channels_last = "NHWC" in str(getattr(net, "output_fmt", ""))
+        self._is_nhwc = "NHWC" in str(getattr(net, "output_fmt", ""))
         self._shape = ShapeSpec(
             channels=net.feature_info.channels()[0], stride=net.feature_info.reduction()[0]
         )
@@ -74,7 +74,7 @@ class TimmBackbone(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the feature (N, C', h, w) of images (N, 3, H, W)."""
         (feature,) = self.net(x)
-        return {OUTPUT: feature.permute(0, 3, 1, 2) if self._channels_last else feature}
+        return {OUTPUT: feature.permute(0, 3, 1, 2) if self._is_nhwc else feature}
 
 
 def require_timm(what: str) -> Any:

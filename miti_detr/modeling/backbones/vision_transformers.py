@@ -15,7 +15,9 @@ from .timm import require_timm
 _HEAD_WIDTH = {"swin": 32, "vit": 64}
 # Probability of skipping the last block, less before it: Swin-T and ViT-B of the papers
 _DROP_PATH = {"swin": 0.2, "vit": 0.1}
+_SWIN_WINDOW = 7
 _VIT_PATCH = 16
+_VIT_DEPTHS = {1024: 24, 1280: 32}  # of ViT-L and ViT-H; 12 blocks at other widths
 _VIT_WINDOW = 14
 
 
@@ -48,7 +50,7 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
         embed_dim=swin.EMBED_DIM,
         depths=swin.DEPTHS[: last + 1],
         num_heads=[swin.EMBED_DIM // _HEAD_WIDTH["swin"] * 2**i for i in range(last + 1)],
-        window_size=swin.WINDOW_SIZE,
+        window_size=_SWIN_WINDOW,
         drop_path_rate=_DROP_PATH["swin"],
         out_indices=(last,),
         frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT or -1,  # there 0 is the patch embedding
@@ -90,17 +92,18 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SquareViT:
     for key, divisor in (("IMG_SIZE", _VIT_PATCH), ("EMBED_DIM", _HEAD_WIDTH["vit"])):
         if vit[key] < divisor or vit[key] % divisor:
             raise ValueError(f"MODEL.VIT.{key} is {vit[key]}; it must be a multiple of {divisor}")
-    whole_image = {round(vit.DEPTH * (i + 1) / 4) - 1 for i in range(4)}
+    depth = _VIT_DEPTHS.get(vit.EMBED_DIM, 12)
+    whole_image = {round(depth * (i + 1) / 4) - 1 for i in range(4)}
     body = SquareViT(
         img_size=vit.IMG_SIZE,
         patch_size=_VIT_PATCH,
         in_chans=input_shape.channels,
         embed_dim=vit.EMBED_DIM,
-        depth=vit.DEPTH,
+        depth=depth,
         num_heads=vit.EMBED_DIM // _HEAD_WIDTH["vit"],
         drop_path_rate=_DROP_PATH["vit"],
         window_size=_VIT_WINDOW,
-        window_block_indexes=[i for i in range(vit.DEPTH) if i not in whole_image],
+        window_block_indexes=[i for i in range(depth) if i not in whole_image],
         use_rel_pos=True,
     )
     body.square_size = vit.IMG_SIZE

@@ -27,7 +27,7 @@ SWIN = (
 )
 VIT = (
     *("MODEL.BACKBONE.NAME", "build_vit_backbone", "MODEL.VIT.EMBED_DIM", 64),
-    *("MODEL.VIT.DEPTH", 3, "MODEL.VIT.IMG_SIZE", 96),
+    *("MODEL.VIT.IMG_SIZE", 96),
 )
 TIMM = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME")
 SMALL = [

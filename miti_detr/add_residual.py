@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .layers import TransformerLayer
-from .residual import LAYER_RESIDUALS, LayerResidual
+from miti_detr.modeling.transformer import LAYER_RESIDUALS, LayerResidual
+from miti_detr.modeling.transformer.layers import TransformerLayer
 
 # Layers whose forward is known, by name, so that their libraries need not be imported: the layer's
 # last norm where it is the last thing in a post-norm layer. In all of them the first norm is
@@ -48,6 +48,7 @@ class AddedResidual:
             stack.use_nested_tensor = False
 
     def remove(self) -> None:
+        """Take the hooks off."""
         """Make every layer what it was; a second call does nothing."""
         for hook in self._hooks:
             hook.remove()
@@ -133,6 +134,7 @@ class _LayerHooks:
             self._handles.append(norm.register_forward_hook(self._keep_normed))
 
     def remove(self) -> None:
+        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
 

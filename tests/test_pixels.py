@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import logger as detectron2_logger
 
 from miti_detr.checkpoint import MitiDetrCheckpointer
-from miti_detr.modeling.pixels import CAFFE2, TORCHVISION, Pixels, expected_pixels
+from miti_detr.pixels import CAFFE2, TORCHVISION, Pixels, expected_pixels
 from tests.checkpoint.helpers import r50_config, slim
 from tests.checkpoint.test_checkpointer import RESNET18
 

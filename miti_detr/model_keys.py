@@ -5,8 +5,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from miti_detr.checks import Choice, Each, Real, Rule, Text, Whole, check_keys
 from miti_detr.layers import PADDING_MASK_RULES
-
-from .transformer import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS
+from miti_detr.modeling.transformer.residual import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS
 
 _WEIGHT = Real(0, 1e6)  # of a loss
 
@@ -57,12 +56,10 @@ _OF_BACKBONE: dict[str, dict[str, Rule]] = {
     "build_swin_backbone": {
         "MODEL.SWIN.EMBED_DIM": Whole(1, 4096),
         "MODEL.SWIN.DEPTHS": Each(Whole(1, 256), shortest=1, longest=8),
-        "MODEL.SWIN.WINDOW_SIZE": Whole(1, 256),
     },
     "build_vit_backbone": {
         "MODEL.VIT.IMG_SIZE": Whole(16, 8192),
         "MODEL.VIT.EMBED_DIM": Whole(1, 16384),
-        "MODEL.VIT.DEPTH": Whole(1, 256),
     },
     "build_timm_backbone": {"MODEL.TIMM.NAME": Text()},
 }
