@@ -76,11 +76,15 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -
 
 
 def test_a_stopped_step_is_replayed(photos: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(photos, tmp_path / "a"))
+    trainer.model.input_proj.bias.data[0] = torch.nan
     with pytest.raises(NonFiniteError):
-        train(config(photos, tmp_path / "a", "MODEL.DETR.GIOU_WEIGHT", 1e38))
-    (path,) = (tmp_path / "a").glob("nonfinite_iter*_rank0.pth")
+        trainer.train()
+    (path,) = (tmp_path / "a").glob("nonfinite_iter0_rank0.pth")
     report = replay(path)
-    assert report.recorded_losses == pytest.approx(report.losses, nan_ok=True)
+    assert report.losses == pytest.approx(report.recorded_losses, nan_ok=True)
+    assert report.parameter == "input_proj.bias"
+    assert report.module is not None
 
 
 def test_rank_is_logged_in_pretraining(photos: Path, tmp_path: Path) -> None:

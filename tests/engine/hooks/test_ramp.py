@@ -120,7 +120,7 @@ def test_evaluation_of_the_detr_is_refused_with_two_ways_on(
     assert evaluate(**{RAMP: 4}) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {detr}: these are DETR")
-    assert "set MODEL.DETR.LAYER_RESIDUAL none" in error
+    assert "MODEL.DETR.LAYER_RESIDUAL none" in error
     assert "state MODEL.DETR.WEIGHTS_RESIDUAL before_norm" in error
     assert evaluate(**{RESIDUAL: "none"}) == 0
     assert evaluate(MODEL__DETR__WEIGHTS_RESIDUAL="before_norm") == 0
