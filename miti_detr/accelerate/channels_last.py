@@ -20,13 +20,14 @@ _FEWEST_CHANNELS = 16
 def apply(model: nn.Module) -> int:
     """Change the layout of the convolutions below ``model``; return how many were changed."""
     found = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    if any(_is_unsafe(module) for module in found):
+    if any(is_unsafe(module) for module in found):
         return 0
     for module in found:
         module.to(memory_format=torch.channels_last)
     return len(found)
 
 
-def _is_unsafe(conv: nn.Conv2d) -> bool:
+def is_unsafe(conv: nn.Conv2d) -> bool:
+    """Whether torch corrupts memory in the backward pass for channels_last inputs on a CPU."""
     strided = max(conv.stride) > 1
     return conv.kernel_size == (1, 1) and strided and conv.in_channels < _FEWEST_CHANNELS

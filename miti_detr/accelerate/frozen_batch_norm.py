@@ -8,6 +8,9 @@ gradient it is kept between calls, and oneDNN convolves with weights in its own 
 Where: Detectron2's ``Conv2d`` with ``FrozenBatchNorm2d``, on any device. When compiling, the
 compiler fuses the plain form.
 
+A strided 1x1 convolution of few channels, in whose backward pass torch corrupts memory for inputs
+in channels_last layout, is computed on the pixels that it uses, without a stride.
+
 How exact: rounding.
 """
 
@@ -21,6 +24,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .channels_last import is_unsafe
 from .exchange import exchange, is_recorded
 from .kept import Kept
 from .linear import POINTWISE_DILATION
@@ -61,6 +65,9 @@ class FoldedConv2d(Conv2d):
             return _finish(super().forward(x), add, relu)
         dtype = self._compute_dtype()
         geometry = self._geometry(x)
+        if is_unsafe(self) and torch.is_grad_enabled():
+            rows, columns = geometry.stride
+            x, geometry = x[:, :, ::rows, ::columns].contiguous(), geometry._replace(stride=(1, 1))
         if self._is_fused(x, dtype, add):
             packed, bias = self._folded(dtype, geometry, x.shape)
             return convolve(x.to(dtype), packed, bias, geometry, add=add, relu=relu)

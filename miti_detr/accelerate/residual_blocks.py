@@ -42,6 +42,8 @@ class FusedStem(BasicStem):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to (N, C, H/4, W/4)."""
+        if _is_hooked(self):
+            return super().forward(x)
         return F.max_pool2d(self.conv1(x, relu=True), kernel_size=3, stride=2, padding=1)
 
 
@@ -73,6 +75,9 @@ class _FusedBlock(nn.Module):
         Returns:
             (N, C', H', W').
         """
+        if _is_hooked(self):
+            plain: Tensor = super().forward(x)
+            return plain
         *first, last = (c for name, c in self.named_children() if name.startswith("conv"))
         y = x
         for convolution in first:
@@ -97,6 +102,11 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     BasicBlock: FusedBasicBlock,
     BottleneckBlock: FusedBottleneckBlock,
 }
+
+
+def _is_hooked(block: nn.Module) -> bool:
+    """Whether a hook of a convolution has to see its output before ReLU and addition."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in block.children())
 
 
 def _is_folded(block: nn.Module) -> bool:

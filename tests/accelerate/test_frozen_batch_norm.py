@@ -231,3 +231,22 @@ def test_copies_and_pickles_of_a_used_convolution(pair):
             twin.weight.zero_()
             assert not torch.equal(twin(x), expected)
         assert torch.equal(folded(x), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_strided_pointwise_convolution_of_few_channels_trains(layout):
+    """In channels_last layout torch's own corrupts memory in its backward pass."""
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(16)
+    conv = Conv2d(8, 16, 1, stride=2, bias=False, norm=norm)
+    norm.load_state_dict(filled(norm.state_dict(), "backbone.bn."))
+    folded, plain = folded_twin(conv), copy.deepcopy(conv).double()
+    for size in ((2, 8, 20, 28), (1, 8, 7, 9), (32, 8, 40, 56)):
+        x = torch.randn(size)
+        leaves = [x.contiguous(memory_format=layout), x.double()]
+        for layer, leaf in zip((folded, plain), leaves, strict=True):
+            layer.zero_grad()
+            layer(leaf.requires_grad_()).square().mean().backward()
+        pairs = (leaves[0].grad, leaves[1].grad), (folded.weight.grad, plain.weight.grad)
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BottleneckBlock, CNNBlockBase
 
@@ -90,24 +90,28 @@ def test_features_and_gradients_in_training(recompute):
     assert_alike(results[1][1], results[0][1], 1e-10)
 
 
-def keep_input_and_output(name, module, held):
-    module.register_forward_pre_hook(lambda m, x: held.update({f"{name} in": x[0]}))
-    module.register_forward_hook(lambda m, x, y: held.update({f"{name} out": y}))
+def keep_input_and_output(name, module, held, clone=False):
+    def keep(what, tensor):
+        held[f"{name} {what}"] = tensor.clone() if clone else tensor
+
+    module.register_forward_pre_hook(lambda m, x: keep("in", x[0]))
+    module.register_forward_hook(lambda m, x, y: keep("out", y))
 
 
-def test_hooks_see_what_a_block_has_given():
-    """Nothing that a hook holds is overwritten by the next block."""
+@pytest.mark.parametrize(("kinds", "count"), [((BottleneckBlock,), 32), ((Conv2d,), 106)])
+def test_hooks_see_what_a_module_returns(kinds, count):
+    """Nothing that a hook holds is overwritten, and convolutions leave ReLU and addition out."""
     plain = resnet(50)
     seen = []
     for model in (plain, fused(plain)):
         held = {}
         for name, module in model.named_modules():
-            if isinstance(module, BottleneckBlock):
-                keep_input_and_output(name, module, held)
+            if isinstance(module, kinds):
+                keep_input_and_output(name, module, held, kinds == (Conv2d,))
         with torch.no_grad():
             model(images())
         seen.append(held)
-    assert len(seen[0]) == 32
+    assert len(seen[0]) == count
     assert_alike(seen[1], seen[0])
 
 

@@ -95,7 +95,7 @@ class MaskedBackbone(nn.Module):
         Returns:
             Name to feature, in the order of :attr:`in_features`.
         """
-        outputs = self.body(images.tensor)
+        outputs = self.body(images.tensor.contiguous())
         return {
             name: Feature(
                 outputs[name],
