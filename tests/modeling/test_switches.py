@@ -118,7 +118,7 @@ def test_recomputing_leaves_keys_classes_and_evaluation_alone():
         pytest.param((), 1 + 4, id="ResNet to res3"),
         pytest.param(FPN_KEYS, 1 + 8, id="FPN"),
         pytest.param(SWIN, 8, id="Swin"),
-        pytest.param(VIT, 3, id="ViT"),
+        pytest.param(VIT, 12, id="ViT"),
     ],
 )
 def test_which_layers_are_recomputed(overrides, count):

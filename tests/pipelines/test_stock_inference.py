@@ -37,10 +37,13 @@ def test_default_predictor(cfg: CfgNode, weights: str, image: np.ndarray) -> Non
     assert (swapped.scores[:3] - instances.scores[:3]).abs().max() > 0
 
 
-def test_default_predictor_refuses_weights_of_another_function(cfg: CfgNode, weights: str) -> None:
+def test_default_predictor_refuses_weights_of_another_function(
+    cfg: CfgNode, weights: str, image: np.ndarray
+) -> None:
     cfg.MODEL.WEIGHTS, cfg.MODEL.DETR.LAYER_RESIDUAL = weights, "none"
+    predictor = DefaultPredictor(cfg)
     with pytest.raises(CheckpointError, match=r"these are Miti-DETR.*the model is DETR"):
-        DefaultPredictor(cfg)
+        predictor(image)
 
 
 def test_inference_on_dataset_with_coco_evaluator(

@@ -82,9 +82,11 @@ def test_weights_of_another_variant(cfg: CfgNode, weights: str) -> None:
     cfg.MODEL.WEIGHTS, cfg.MODEL.DETR.LAYER_RESIDUAL = weights, "none"
     trainer = StockTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.model.eval()
     with pytest.raises(CheckpointError, match="these are Miti-DETR"):
-        trainer.checkpointer.load(weights)
+        StockTrainer.test(cfg, trainer.model)
+    trainer.model.train()
+    trainer.train()
+    assert trainer.iter == cfg.SOLVER.MAX_ITER - 1
 
 
 def test_periodic_and_best_checkpointer(cfg: CfgNode) -> None:

@@ -86,10 +86,11 @@ def test_pixels_choose_cells(predictor):
 
 
 def test_nothing_is_kept_unless_asked(predictor):
-    model = predictor.model
-    with recorded_attention(model, DecoderLayer, "multihead_attn"):
-        pass
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    modules = list(predictor.model.modules())
+    before = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in modules]
+    with recorded_attention(predictor.model, DecoderLayer, "multihead_attn"):
+        assert [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in modules] != before
+    assert [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in modules] == before
 
 
 def test_cells_beyond_the_image_are_cut_off():
