@@ -1,8 +1,9 @@
-"""The benchmark behind ``miti-detr bench``."""
+"""Benchmarks of this package against other implementations and against the machine.
 
-# ours: as configured; detr: the same without the layer residual; plain: DETR as it was written in
-# 2020, see plain.py; hf: transformers.DetrForObjectDetection
-SIDES = ("ours", "detr", "plain", "hf")
-TASKS = ("model", "inference", "training", "data", "evaluation")
-VARIABLES = ("tokens", "queries", "batch", "objects")  # what cost grows with
-PRECISIONS = ("float32", "bfloat16", "float16")
+``python -m benchmarks`` runs the list in ``runs.yaml``. Not part of the installed package.
+"""
+
+# ours: the model of the config. detr: the same without the layer residual. plain: the same without
+# acceleration, see peers.py. hf: transformers.DetrForObjectDetection.
+PEERS = ("ours", "detr", "plain", "hf")
+VARIABLES = ("tokens", "queries", "batch", "objects")  # the variables of scaling.py

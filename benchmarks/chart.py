@@ -1,4 +1,4 @@
-"""Charts of a benchmark."""
+"""Charts of benchmark results."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,30 +16,27 @@ from .report import LABELS, added_memory
 _STACK = ("forward", "criterion", "backward", "optimizer")
 
 
-def draw_steps(results: Mapping[str, Any], path: Path) -> None:
-    """Draw time and peak memory of inference and training, one bar a side.
+def draw_steps(task: str, result: Mapping[str, Any], path: Path) -> None:
+    """Draw time and peak memory of inference or training, one bar per peer.
 
     Args:
-        results: of :func:`bench_steps`.
-        path: the PNG.
+        task: ``inference`` or ``training``.
+        result: result of :func:`bench_steps`.
+        path: PNG file.
     """
-    tasks = [task for task in ("inference", "training") if task in results]
-    figure = Figure(figsize=(9, 1.1 + 1.5 * len(tasks)), dpi=120, layout="constrained")
-    axes = figure.subplots(len(tasks), 2, squeeze=False)
-    for row, task in zip(axes, tasks, strict=True):
-        result = results[task]
-        sides = list(result["seconds"])
-        parts = ("inference",) if task == "inference" else _STACK
-        _stacked_bars(row[0], result["seconds"], parts)
-        row[0].set(title=f"{task}: ms per step", yticks=range(len(sides)))
-        row[0].set_yticklabels([LABELS[side] for side in sides])
-        peaks = [m["device_peak"] or m["peak"] for m in result["memory"].values()]
-        bars = row[1].barh(range(len(sides)), peaks, color=[COLOURS[i] for i in range(len(sides))])
-        row[1].bar_label(bars, [f"{peak:,.0f}" for peak in peaks], padding=3)
-        row[1].set(title=f"{task}: peak MiB", yticks=[], xlim=(0, 1.2 * max(peaks)))
-        for axis in row:
-            axis.invert_yaxis()
-            axis.spines[["top", "right"]].set_visible(False)
+    figure = Figure(figsize=(9, 2.6), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    peers = list(result["seconds"])
+    _stacked_bars(left, result["seconds"], ("inference",) if task == "inference" else _STACK)
+    left.set(title=f"{task}: ms per step", yticks=range(len(peers)))
+    left.set_yticklabels([LABELS[peer] for peer in peers])
+    peaks = [m["device_peak"] or m["peak"] for m in result["memory"].values()]
+    bars = right.barh(range(len(peers)), peaks, color=[COLOURS[i] for i in range(len(peers))])
+    right.bar_label(bars, [f"{peak:,.0f}" for peak in peaks], padding=3)
+    right.set(title=f"{task}: peak MiB", yticks=[], xlim=(0, 1.2 * max(peaks)))
+    for axis in (left, right):
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 
@@ -62,27 +59,27 @@ def _stacked_bars(
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(parts), frameon=False)
 
 
-def draw_growth(variable: str, points: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_scaling(variable: str, points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw time and added memory against a variable, on logarithmic axes.
 
     Args:
-        variable: its name.
-        points: of :func:`bench_growth`.
-        path: the PNG.
+        variable: name of the variable.
+        points: result of :func:`bench_scaling`.
+        path: PNG file.
     """
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for colour, side in zip(COLOURS, ("ours", "plain"), strict=False):
-        found = [point for point in points if side in point]
+    for colour, peer in zip(COLOURS, ("ours", "plain"), strict=False):
+        found = [point for point in points if peer in point]
         if not found:
             continue
         values = [point["value"] for point in found]
-        seconds = [1e3 * point[side]["seconds"] for point in found]
-        memory = [added_memory(point[side]) for point in found]
-        left.plot(values, seconds, "o-", color=colour, label=LABELS[side])
-        right.plot(values, memory, "o-", color=colour, label=LABELS[side])
+        seconds = [1e3 * point[peer]["seconds"] for point in found]
+        memory = [added_memory(point[peer]) for point in found]
+        left.plot(values, seconds, "o-", color=colour, label=LABELS[peer])
+        right.plot(values, memory, "o-", color=colour, label=LABELS[peer])
     left.set(title="ms per step", yscale="log")
-    right.set(title="memory added by steps, MiB", yscale="symlog")  # which may be none
+    right.set(title="memory added by steps, MiB", yscale="symlog")  # memory may be 0
     for axis in (left, right):
         axis.set(xlabel=variable, xscale="log" if points[0]["value"] else "symlog")
         axis.grid(alpha=0.3)
@@ -90,12 +87,12 @@ def draw_growth(variable: str, points: Sequence[Mapping[str, Any]], path: Path) 
     _save(figure, path)
 
 
-def draw_limit(result: Mapping[str, Any], path: Path) -> None:
+def draw_roofline(result: Mapping[str, Any], path: Path) -> None:
     """Draw the time of each part of a training step, and the share of the limit it reaches.
 
     Args:
-        result: of :func:`bench_limit`.
-        path: the PNG.
+        result: result of :func:`bench_roofline`.
+        path: PNG file.
     """
     figure = Figure(figsize=(9, 3), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -110,7 +107,7 @@ def draw_limit(result: Mapping[str, Any], path: Path) -> None:
     shares = [100 * part["share"] for part in parts]
     bars = right.barh(names, shares, color=COLOURS[2])
     right.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=3)
-    right.set(title="share of this machine's own rate, %", yticks=[], xlim=(0, 1.2 * max(shares)))
+    right.set(title="share of the machine's rate, %", yticks=[], xlim=(0, 1.2 * max(shares)))
     for axis in (left, right):
         axis.invert_yaxis()
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Speed of what surrounds the network: the training loader, and COCO metrics."""
+"""Speed of the training loader and of the COCO metrics."""
 
 import io
 import json
@@ -18,77 +18,78 @@ from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.structures import Boxes, BoxMode, Instances
 
 import miti_detr.evaluation.coco
+from miti_detr.bench.meters import Clock
 from miti_detr.data import build_train_loader
 from miti_detr.evaluation import BoxEvaluator
 from miti_detr.files import write_text
 
-from .meters import Clock
-from .sides import Side
+from .peers import Peer
 from .spec import BenchSpec
 
 LOADER_IMAGES = 640
-STEPS = 10  # of training
-DETECTIONS = 100  # per image
+STEPS = 10  # training steps
+DETECTIONS = 100  # detections per image
 CLASSES = 80
-OBJECTS = 7  # per image, as in COCO
+OBJECTS = 7  # objects per image, as in COCO
 IMAGE_SIDE = 640  # pixels
 
 
 def bench_loader(spec: BenchSpec, weights: str, images: int = LOADER_IMAGES) -> dict[str, Any]:
-    """Time the config's own training loader, then training steps on its last batches.
+    """Time the training loader of a config, then training steps on its last batches.
 
-    One after the other: beside a step, workers would seem to take no time.
+    They run one after the other, because loader workers that run during a step seem to take no
+    time.
 
     Args:
-        spec: of the benchmark; batch and sizes are the config's, not the benchmark's.
-        weights: checkpoint to begin with.
-        images: at least so many are loaded.
+        spec: what to measure. Batch and image sizes are those of the config.
+        weights: checkpoint to start from.
+        images: minimum number of images to load.
 
     Returns:
         ``loader_seconds`` and ``step_seconds`` of each batch, ``batch`` and ``workers``; or
-        ``missing``, why the data cannot be read.
+        ``missing``, the reason why the data cannot be read.
     """
-    side = Side(spec, "ours", weights)
-    side.model.train()
-    batch = side.cfg.SOLVER.IMS_PER_BATCH
+    peer = Peer(spec, "ours", weights)
+    peer.model.train()
+    batch = peer.cfg.SOLVER.IMS_PER_BATCH
     kept: deque[list[dict[str, Any]]] = deque(maxlen=STEPS)
     loader_seconds, step_seconds = [], []
     try:
-        batches = iter(build_train_loader(side.cfg))
+        batches = iter(build_train_loader(peer.cfg))
         next(batches)  # starts the workers
         for _ in range(max(STEPS, -(-images // batch))):
             start = time.perf_counter()
             kept.append(next(batches))
             loader_seconds.append(time.perf_counter() - start)
-    except (OSError, KeyError) as error:  # not registered, or its files are not here
-        return {"missing": f"{', '.join(side.cfg.DATASETS.TRAIN)}: {error}"}
-    for number, side.inputs in enumerate([kept[0], *kept]):
+    except (OSError, KeyError) as error:  # not registered, or its files are missing
+        return {"missing": f"{', '.join(peer.cfg.DATASETS.TRAIN)}: {error}"}
+    for number, peer.inputs in enumerate([kept[0], *kept]):
         start = time.perf_counter()
-        side.train_step(Clock(side.device))
-        if number > 0:  # the first warms up
+        peer.train_step(Clock(peer.device))
+        if number > 0:  # the first one is the warm-up
             step_seconds.append(time.perf_counter() - start)
     return {
         "batch": batch,
-        "workers": side.cfg.DATALOADER.NUM_WORKERS,
+        "workers": peer.cfg.DATALOADER.NUM_WORKERS,
         "loader_seconds": loader_seconds,
         "step_seconds": step_seconds,
     }
 
 
 def bench_evaluation(images: int, seed: int = 0) -> dict[str, Any]:
-    """Evaluate made-up detections as this package and as Detectron2 with pycocotools do.
+    """Evaluate synthetic detections with this package and with Detectron2 and pycocotools.
 
     Args:
-        images: of the made-up data set, with 100 detections each, of 80 classes.
-        seed: of boxes, classes and scores.
+        images: number of images of the synthetic data set, with 100 detections each of 80 classes.
+        seed: seed of boxes, classes and scores.
 
     Returns:
-        For ``ours`` and ``detectron2``: ``seconds`` from detections to results, and ``metrics``,
-        the part of it from COCO's result format to the statistics; ``max_difference`` of
-        statistics and precisions; the ``AP``.
+        For ``ours`` and ``detectron2`` the ``seconds`` from detections to results, and
+        ``metrics``, the part of them from COCO's result format to the statistics; also the
+        ``max_difference`` of statistics and precisions, and the ``AP``.
 
     Raises:
-        ImportError: if faster-coco-eval is missing.
+        ImportError: faster-coco-eval is missing.
     """
     with tempfile.TemporaryDirectory() as folder:
         name = f"benchmark_{images}"
@@ -96,7 +97,9 @@ def bench_evaluation(images: int, seed: int = 0) -> dict[str, Any]:
         try:
             ours = BoxEvaluator(name, folder, fast=True)
             if not ours.is_fast:
-                raise ImportError("the comparison needs `pip install miti_detr[fast-eval]`")
+                raise ImportError(
+                    "faster-coco-eval is missing. Run `pip install miti_detr[fast-eval]`"
+                )
             stock = COCOEvaluator(name, ("bbox",), True, folder, use_fast_impl=False)
             results = {
                 "ours": _time_evaluation(ours, miti_detr.evaluation.coco, outputs),
@@ -112,7 +115,7 @@ def bench_evaluation(images: int, seed: int = 0) -> dict[str, Any]:
 def _time_evaluation(
     evaluator: COCOEvaluator, module: ModuleType, outputs: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Time an evaluator; ``module`` is where it looks up the function that runs COCO's tools."""
+    """Time an evaluator. ``module`` is where it looks up the function that runs COCO's tools."""
     metrics: dict[str, Any] = {}
     run = coco_evaluation._evaluate_predictions_on_coco
 
@@ -135,9 +138,11 @@ def _time_evaluation(
 def _make_data_set(
     name: str, folder: str, images: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Register made-up truth in COCO format; returns the output of a model for each image.
+    """Register synthetic ground truth in COCO format.
 
-    A detection lies near each object, the others anywhere.
+    Returns:
+        The output of a model for each image. One detection lies near each object, the others
+        anywhere.
     """
     truth = _random_boxes(images * OBJECTS, rng)
     labels = rng.integers(0, CLASSES, images * OBJECTS)
@@ -176,6 +181,6 @@ def _make_data_set(
 
 
 def _random_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Boxes (count, 4), xywh in pixels, from small to large by COCO's areas."""
+    """Make boxes (count, 4), xywh in pixels, of all sizes that COCO distinguishes."""
     corner = rng.uniform(0, 0.7 * IMAGE_SIDE, (count, 2))
     return np.concatenate([corner, np.exp(rng.uniform(2, 5.3, (count, 2)))], axis=1)

@@ -1,4 +1,4 @@
-"""Hugging Face's DETR on the same work as ours."""
+"""Hugging Face's DETR, doing the same work as ours."""
 
 import re
 from typing import Any
@@ -8,33 +8,36 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from miti_detr.bench.inputs import autocast
+from miti_detr.bench.meters import Clock
 from miti_detr.modeling import MitiDetr, targets_from_instances
 
-from .meters import Clock
-from .sides import Side
+from .peers import Peer
 from .spec import BenchSpec, bench_config, make_inputs
 
 
-class HuggingFaceSide(Side):
-    """``transformers.DetrForObjectDetection`` as its trainer runs it.
+class HuggingFacePeer(Peer):
+    """``transformers.DetrForObjectDetection`` as ``transformers.Trainer`` runs it.
 
-    Its image processor and its post-processing are left out, which is in its favour: images come in
-    normalised and padded.
+    Its image processor and its post-processing are omitted, which is in its favour: it gets images
+    that are normalised and padded.
     """
 
     def __init__(self, spec: BenchSpec, folder: str) -> None:
         """Load the folder that :func:`make_weights` wrote.
 
         Raises:
-            ImportError: if ``transformers`` or ``timm`` is missing.
-            ValueError: if its trainable parameters are not those of the config's model.
+            ImportError: ``transformers`` or ``timm`` is missing.
+            ValueError: it trains other parameters than the model of the config.
         """
         try:
             import timm  # noqa: F401
             from transformers import DetrForObjectDetection
             from transformers.utils.logging import disable_progress_bar
         except ImportError as error:
-            raise ImportError("--against hf needs `pip install miti_detr[hf,timm]`") from error
+            raise ImportError(
+                "transformers or timm is missing. Run `pip install miti_detr[hf,timm]`"
+            ) from error
         disable_progress_bar()
         self.cfg = bench_config(spec, "hf")
         self.precision = spec.precision
@@ -61,7 +64,7 @@ class HuggingFaceSide(Side):
         self._clip_before(self.optimizer)
 
     def _prepare(self, ours: MitiDetr, inputs: list[dict[str, Any]]) -> None:
-        """Turn the inputs into its form; train the same layers."""
+        """Convert the inputs, and train the same layers as ours."""
         self._freeze()
         counts = [_num_trainable(model) for model in (self.model, ours)]
         if counts[0] != counts[1]:
@@ -82,7 +85,7 @@ class HuggingFaceSide(Side):
         self._labels = [{"class_labels": t["labels"], "boxes": t["boxes"]} for t in targets]
 
     def _freeze(self) -> None:
-        """Freeze what the config freezes; with a timm backbone it freezes nothing itself."""
+        """Freeze what the config freezes; the model itself freezes nothing of a timm backbone."""
         stages = self.cfg.MODEL.BACKBONE.FREEZE_AT - 1  # layer1, layer2, ...; below 0 not the stem
         whole = self._solver.BACKBONE_MULTIPLIER <= 0
         for name, parameter in self.model.model.backbone.model.named_parameters():
@@ -91,17 +94,17 @@ class HuggingFaceSide(Side):
             parameter.requires_grad_(not frozen)
 
     def infer(self) -> None:
-        """See :meth:`Side.infer`."""
+        """See :meth:`Peer.infer`."""
         self.outputs()
 
     def outputs(self) -> tuple[Tensor, Tensor]:
-        """See :meth:`Side.outputs`."""
-        with torch.no_grad(), self.autocast():
+        """See :meth:`Peer.outputs`."""
+        with torch.no_grad(), autocast(self.device, self.precision):
             output = self.model(**self._batch)
         return output.logits, output.pred_boxes
 
     def loss(self, clock: Clock) -> Tensor:
-        """See :meth:`Side.loss`; its loss is part of its forward, so it is timed from within."""
+        """See :meth:`Peer.loss`. The loss is part of the forward pass and is timed inside it."""
         criterion = self.model.loss_function
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -112,18 +115,18 @@ class HuggingFaceSide(Side):
 
         self.model.loss_function = timed
         try:
-            with self.autocast():
+            with autocast(self.device, self.precision):
                 return self.model(**self._batch, labels=self._labels).loss
         finally:
             self.model.loss_function = criterion
 
 
 def _repair_decoder(model: Any) -> None:
-    """Let auxiliary losses leave the function of the decoder alone.
+    """Keep auxiliary losses from changing the function of the decoder.
 
-    With them, ``transformers`` (5.23) feeds each decoder layer the output of the one before after
-    the decoder's norm, and norms the last one twice; DETR feeds it as it is, as the same model does
-    without auxiliary losses. So the decoder runs without them, and its states are noted on the way.
+    With auxiliary losses, ``transformers`` 5.23 applies the decoder's norm to the input of each
+    following layer, and twice to the last state. DETR does not, and neither does the same model
+    without auxiliary losses. So the decoder runs without them while hooks collect its states.
     """
     decoder = model.model.decoder
     states: list[Tensor] = []
@@ -152,7 +155,7 @@ def _num_trainable(model: nn.Module) -> int:
 
 
 def _loss_weights(detr: CfgNode) -> dict[str, int]:
-    """Weights of matching cost and losses, which are whole numbers in its config."""
+    """Return the weights of matching cost and losses, which are integers in its config."""
     weights = {
         "class_cost": detr.CLASS_WEIGHT,
         "bbox_cost": detr.L1_WEIGHT,
@@ -162,7 +165,8 @@ def _loss_weights(detr: CfgNode) -> dict[str, int]:
     }
     if detr.CLASS_WEIGHT != 1 or any(weight != int(weight) for weight in weights.values()):
         raise ValueError(
-            "Hugging Face's DETR has MODEL.DETR.CLASS_WEIGHT 1 and whole numbers as L1_WEIGHT and "
-            "GIOU_WEIGHT"
+            "Hugging Face's DETR needs MODEL.DETR.CLASS_WEIGHT 1 and integers as L1_WEIGHT and "
+            f"GIOU_WEIGHT, not {detr.CLASS_WEIGHT}, {detr.L1_WEIGHT} and {detr.GIOU_WEIGHT}. "
+            "Change these values"
         )
     return {name: int(weight) for name, weight in weights.items()}

@@ -1,4 +1,4 @@
-"""Results of a benchmark as tables that fit a terminal."""
+"""Tables of benchmark results."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from .paper import PUBLISHED, PaperRow
+from miti_detr.bench.evaluation import Evaluation
+from miti_detr.bench.steps import milliseconds
 
 LABELS = {
     "ours": "this package",
@@ -15,26 +16,32 @@ LABELS = {
     "hf": "Hugging Face",
 }
 _TRAINING_PARTS = ("step", "forward", "criterion", "backward", "optimizer")
-OURS_IS = "ours is"  # heads the column of ratios
+OURS_IS = "ours is"  # header of the column of ratios
+# Table 2 of the paper, on COCO val2017 with four V100: model, seconds, parameters, AP
+PUBLISHED = (
+    ("DETR R50 (paper)", 484, 41_302_368, 37.7),
+    ("UP-DETR R50 (paper)", 496, 41_302_880, 33.1),
+    ("Miti-DETR R50 (paper)", 486, 41_302_368, 40.5),
+)
 
 
 def steps_table(task: str, result: Mapping[str, Any], batch: int) -> str:
-    """Table of ``inference`` or ``training``, with the other side if there is one.
+    """Format the steps of one peer, or of two peers with their ratios.
 
     Args:
-        task: see there.
-        result: of :func:`bench_steps`.
-        batch: images per step.
+        task: ``inference`` or ``training``.
+        result: result of :func:`bench_steps`.
+        batch: number of images per step.
     """
     first, *parts = ("inference",) if task == "inference" else _TRAINING_PARTS
     seconds = result["seconds"].values()
     rows = [
         [f"{task}, ms", *_time_cells(result, first)],
         *([f"- {part}", *_time_cells(result, part)] for part in parts),
-        ["images/s", *(f"{batch / statistics.median(side[first]):.2f}" for side in seconds)],
+        ["images/s", *(f"{batch / statistics.median(peer[first]):.2f}" for peer in seconds)],
         *_memory_rows(result),
     ]
-    headers = ["", *(LABELS[side] for side in result["seconds"])]
+    headers = ["", *(LABELS[peer] for peer in result["seconds"])]
     if len(seconds) == 2:
         headers.append(OURS_IS)
         rows = [[*row, ""][: len(headers)] for row in rows]
@@ -42,7 +49,7 @@ def steps_table(task: str, result: Mapping[str, Any], batch: int) -> str:
 
 
 def _time_cells(result: Mapping[str, Any], part: str) -> list[str]:
-    cells = [_milliseconds(values[part]) for values in result["seconds"].values()]
+    cells = [milliseconds(values[part]) for values in result["seconds"].values()]
     if "times_as_fast" in result:
         cells.append(_speed(result["times_as_fast"][part]))
     return cells
@@ -51,27 +58,20 @@ def _time_cells(result: Mapping[str, Any], part: str) -> list[str]:
 def _memory_rows(result: Mapping[str, Any]) -> list[list[str]]:
     memory = list(result["memory"].values())
     rows = {"peak MiB, process": "peak", "- added by steps": "added"}
-    if any(side["device_peak"] for side in memory):
+    if any(peer["device_peak"] for peer in memory):
         rows = {"peak MiB, GPU": "device_peak"}
     ratios = result.get("times_the_memory", {})
     return [
-        [name, *(f"{side[key]:,.0f}" for side in memory)]
+        [name, *(f"{peer[key]:,.0f}" for peer in memory)]
         + ([f"{ratios[key]:.2f}x as large"] if key in ratios else [])
         for name, key in rows.items()
     ]
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    """The first column to the left, numbers to the right."""
+    """Format a table with the first column aligned left and the others right."""
     align = ("left", *("right",) * (len(headers) - 1))
     return tabulate(rows, headers, colalign=align, disable_numparse=True)
-
-
-def _milliseconds(values: Sequence[float]) -> str:
-    middle, *ends = (1e3 * x for x in (statistics.median(values), min(values), max(values)))
-    digits = 1 if middle < 100 else 0
-    low, high = (f"{x:,.{digits}f}" for x in ends)
-    return f"{middle:,.{digits}f} ({low}..{high})"
 
 
 def _speed(ratio: Mapping[str, float]) -> str:
@@ -94,12 +94,12 @@ def _agreement_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def model_table(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """Parameters and operations, one column a side."""
+    """Format parameters and operations, one column per peer."""
     first = next(iter(models.values()))
     height, width = first["size"]
     rows = [
         ["parameters", *(f"{m['parameters']:,}" for m in models.values())],
-        ["- trained", *(f"{m['trainable']:,}" for m in models.values())],
+        ["- trainable", *(f"{m['trainable']:,}" for m in models.values())],
         [
             f"GFLOPs (multiply-adds), {height} x {width}",
             *(f"{m['flops'] / 1e9:,.3f}" for m in models.values()),
@@ -113,13 +113,13 @@ def model_table(models: Mapping[str, Mapping[str, Any]]) -> str:
             *(f"{m['additions'] / 1e6:,.3f}" for m in models.values()),
         ],
     ]
-    return _table(rows, ["", *(LABELS[side] for side in models)])
+    return _table(rows, ["", *(LABELS[peer] for peer in models)])
 
 
-def data_lines(result: Mapping[str, Any]) -> str:
-    """How fast the loader is, and the training step that it feeds."""
+def loader_lines(result: Mapping[str, Any]) -> str:
+    """Format the speed of the loader and of the training step that it feeds."""
     if "missing" in result:
-        return f"training data are not here: {result['missing']}"
+        return f"training data are missing: {result['missing']}"
     loader, step = (
         result["batch"] * len(result[key]) / sum(result[key])
         for key in ("loader_seconds", "step_seconds")
@@ -132,13 +132,13 @@ def data_lines(result: Mapping[str, Any]) -> str:
 
 
 def evaluation_table(result: Mapping[str, Any]) -> str:
-    """COCO metrics against Detectron2's own evaluator."""
+    """Format the time of the COCO metrics, compared with Detectron2's evaluator."""
     ours, stock = result["ours"], result["detectron2"]
     rows = [
         [name, f"{ours[key]:,.2f}", f"{stock[key]:,.2f}", f"{stock[key] / ours[key]:.1f}x as fast"]
         for name, key in (
             ("detections to results, s", "seconds"),
-            ("- metrics alone, s", "metrics"),
+            ("- metrics only, s", "metrics"),
         )
     ]
     table = _table(rows, ["", LABELS["ours"], "Detectron2, pycocotools", OURS_IS])
@@ -148,53 +148,53 @@ def evaluation_table(result: Mapping[str, Any]) -> str:
     )
 
 
-def growth_table(variable: str, points: Sequence[Mapping[str, Any]]) -> str:
-    """Time and memory at each size, and how they grow between the last two.
+def scaling_table(variable: str, points: Sequence[Mapping[str, Any]]) -> str:
+    """Format time and memory at each value, and their ratios between the last two.
 
     Args:
-        variable: its name.
-        points: of :func:`bench_growth`.
+        variable: name of the variable.
+        points: result of :func:`bench_scaling`.
     """
     plain = any("plain" in point for point in points)
     rows = []
     for point in points:
-        row = [f"{point['value']:,}", *_growth_cells(point["ours"])]
+        row = [f"{point['value']:,}", *_scaling_cells(point["ours"])]
         if plain:
-            row += _growth_cells(point["plain"]) if "plain" in point else ["too large", ""]
+            row += _scaling_cells(point["plain"]) if "plain" in point else ["too large", ""]
             row.append(_speed(point["times_as_fast"]) if "plain" in point else "")
         rows.append(row)
     headers = [variable, "ms", "MiB added"] + (["plain: ms", "MiB added", OURS_IS] if plain else [])
-    lines = [line for side in ("ours", "plain") for line in _growth_lines(points, side)]
+    lines = [line for peer in ("ours", "plain") for line in _scaling_lines(points, peer)]
     return "\n".join([_table(rows, headers), *lines])
 
 
-def _growth_cells(side: Mapping[str, Any]) -> list[str]:
-    return [f"{1e3 * side['seconds']:,.1f}", f"{added_memory(side):,.0f}"]
+def _scaling_cells(peer: Mapping[str, Any]) -> list[str]:
+    return [f"{1e3 * peer['seconds']:,.1f}", f"{added_memory(peer):,.0f}"]
 
 
-def added_memory(side: Mapping[str, Any]) -> float:
-    """MiB that the steps of a side of a growth point took."""
-    return side["memory"]["device_peak"] or side["memory"]["added"]
+def added_memory(peer: Mapping[str, Any]) -> float:
+    """Return the memory in MiB that the steps of a peer added."""
+    return peer["memory"]["device_peak"] or peer["memory"]["added"]
 
 
-def _growth_lines(points: Sequence[Mapping[str, Any]], side: str) -> list[str]:
-    found = [(p["value"], p[side]) for p in points if side in p and p["value"]][-2:]
+def _scaling_lines(points: Sequence[Mapping[str, Any]], peer: str) -> list[str]:
+    found = [(p["value"], p[peer]) for p in points if peer in p and p["value"]][-2:]
     if len(found) < 2:
         return []
     (small, before), (large, after) = found
     memory = [added_memory(x) for x in (before, after)]
     return [
-        f"{LABELS[side]}, {small:,} to {large:,} ({large / small:.2f}x): time "
+        f"{LABELS[peer]}, {small:,} to {large:,} ({large / small:.2f}x): time "
         f"{after['seconds'] / before['seconds']:.2f}x"
         + (f", memory {memory[1] / memory[0]:.2f}x" if memory[0] > 0 else "")
     ]
 
 
-def limit_table(result: Mapping[str, Any]) -> str:
-    """Share of the machine's own rates that each part of a training step reaches."""
+def roofline_table(result: Mapping[str, Any]) -> str:
+    """Format the share of the rates of the machine that each part of a training step reaches."""
     total = sum(part["forward"] + part["backward"] for part in result["parts"].values())
-    rows = [_limit_row(name, part, total) for name, part in result["parts"].items()]
-    rows.append(_limit_row("whole step", _whole_step(result["parts"]), total))
+    rows = [_roofline_row(name, part, total) for name, part in result["parts"].items()]
+    rows.append(_roofline_row("whole step", _whole_step(result["parts"]), total))
     headers = ["part", "forward ms", "backward ms", "of step", "GFLOP", "GFLOP/s", "of limit"]
     rates = result["rates"]
     return (
@@ -204,7 +204,7 @@ def limit_table(result: Mapping[str, Any]) -> str:
     )
 
 
-def _limit_row(name: str, part: Mapping[str, float], total: float) -> list[str]:
+def _roofline_row(name: str, part: Mapping[str, float], total: float) -> list[str]:
     seconds = part["forward"] + part["backward"]
     return [
         name,
@@ -218,7 +218,7 @@ def _limit_row(name: str, part: Mapping[str, float], total: float) -> list[str]:
 
 
 def _whole_step(parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """All parts together; the share is the time at the limit over the time taken."""
+    """Sum the parts. The share is the time at the limit divided by the measured time."""
     whole = {
         key: sum(part[key] for part in parts.values()) for key in ("forward", "backward", "flops")
     }
@@ -226,8 +226,8 @@ def _whole_step(parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {**whole, "share": limit / (whole["forward"] + whole["backward"])}
 
 
-def paper_table(rows: Sequence[PaperRow]) -> str:
-    """The paper's Table 2, its own rows first."""
+def paper_table(rows: Sequence[Evaluation]) -> str:
+    """Format Table 2 of the paper, with the published rows first."""
     cells = [
         [name, f"{s:,}", "5,000", f"{count:,}", f"{ap:.1f}"] for name, s, count, ap in PUBLISHED
     ]

@@ -1,4 +1,4 @@
-"""How the cost of encoder, decoder and set loss grows with tokens, queries, batch and objects.
+"""Cost of encoder, decoder and set loss as a function of tokens, queries, batch and objects.
 
 N images, n tokens, Q queries, C width, L decoder layers, K classes.
 """
@@ -12,13 +12,15 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from miti_detr.accelerate import accelerate
+from miti_detr.bench.inputs import autocast
+from miti_detr.bench.machine import physical_memory
+from miti_detr.bench.meters import Clock, start_memory
 from miti_detr.modeling import HungarianMatcher, SetCriterion, Target
 from miti_detr.modeling.transformer import ResidualTransformer
 
 from . import VARIABLES
-from .meters import Clock, physical_memory, start_memory
-from .plain import LoopCriterion, use_plain_layers
-from .sides import autocast
+from .loop_criterion import LoopCriterion
 from .spec import BenchSpec, bench_config
 from .worker import Alternation, Step, alternate, times_as_fast
 
@@ -28,7 +30,7 @@ TOKEN_GRIDS = ((15, 20), (25, 42), (42, 50), (50, 84), (80, 105), (100, 170))
 QUERIES = (100, 300, 600, 900)
 BATCHES = (1, 2, 4, 8, 16)
 OBJECTS = (0, 10, 50, 100, 200, 500)
-SECONDS_PER_POINT = 30.0  # no further round after that
+SECONDS_PER_POINT = 30.0  # no further round starts after this time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Point:
 
     Attributes:
         batch: N.
-        grid: (h, w) of the tokens.
+        grid: (h, w) of the feature.
         queries: Q.
-        objects: of each image; None: encoder and decoder are measured, otherwise the set loss.
-        train: with gradients.
+        objects: number of objects per image, to measure the set loss; None measures encoder and
+            decoder.
+        train: whether gradients are computed.
     """
 
     batch: int
@@ -50,31 +53,33 @@ class Point:
     train: bool = False
 
 
-def bench_growth(
+def bench_scaling(
     spec: BenchSpec, variable: str, *, plain: bool = False, train: bool = False
 ) -> list[dict[str, Any]]:
-    """Measure at each size of one variable; the others are those of the benchmark.
+    """Measure the cost at several values of one variable; ``spec`` gives the other variables.
 
     Args:
-        spec: what to measure; the first of its sizes gives the grid.
-        variable: of ``VARIABLES``.
-        plain: measure the plain form in turn, where its memory suffices.
-        train: forward and backward instead of forward alone. The set loss always has both.
+        spec: what to measure. Its first size gives the grid.
+        variable: one of ``VARIABLES``.
+        plain: whether to measure the plain form in turn, where its memory suffices.
+        train: whether to measure forward and backward instead of forward only. The set loss is
+            always measured with both.
 
     Returns:
-        For each size its ``value``, the ``point``, and of each side the median ``seconds`` and the
-        ``memory`` (see :func:`memory_marks`); with two sides ``times_as_fast``.
+        For each value its ``value``, the ``point``, and for each peer the median ``seconds`` and
+        the ``memory`` (see :func:`~miti_detr.bench.meters.memory_marks`); with two peers also
+        ``times_as_fast``.
 
     Raises:
-        ValueError: for an unknown variable.
+        ValueError: the variable is unknown.
     """
     result = []
     for value, point in _points(spec, variable, train):
-        sides = ["ours"]
+        peers = ["ours"]
         if plain and _fits(spec, point):
-            sides.append("plain")
+            peers.append("plain")
         measured = alternate(
-            sides,
+            peers,
             _prepare_criterion if point.objects is not None else _prepare_transformer,
             (spec, point),
             threads=spec.threads,
@@ -88,7 +93,7 @@ def bench_growth(
 
 def _points(spec: BenchSpec, variable: str, train: bool) -> list[tuple[int, Point]]:
     if variable not in VARIABLES:
-        raise ValueError(f"{variable!r} cannot grow; possible: {', '.join(VARIABLES)}")
+        raise ValueError(f"unknown variable {variable!r}. Use one of {', '.join(VARIABLES)}")
     cfg = bench_config(spec)
     stride = 16 if cfg.MODEL.RESNETS.RES5_DILATION == 2 else 32
     height, width = spec.sizes[0]
@@ -109,7 +114,7 @@ def _points(spec: BenchSpec, variable: str, train: bool) -> list[tuple[int, Poin
 
 
 def _fits(spec: BenchSpec, point: Point) -> bool:
-    """Whether the attention weights of the plain form stay below half of this machine's memory."""
+    """Return whether the attention weights of the plain form fit in half of the memory."""
     if point.objects is not None:
         return True
     detr = bench_config(spec).MODEL.DETR
@@ -119,21 +124,21 @@ def _fits(spec: BenchSpec, point: Point) -> bool:
 
 
 def _summary(measured: Alternation) -> dict[str, Any]:
-    sides = {
+    peers = {
         name: {"seconds": statistics.median(seconds["step"]), "memory": measured.memory[name]}
         for name, seconds in measured.seconds.items()
     }
-    if len(sides) == 1:
-        return sides
-    return {**sides, "times_as_fast": times_as_fast(*measured.seconds.values())["step"]}
+    if len(peers) == 1:
+        return peers
+    return {**peers, "times_as_fast": times_as_fast(*measured.seconds.values())["step"]}
 
 
-# What follows runs in the child.
-def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
+# The functions below run in the worker.
+def _prepare_transformer(peer: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
     cfg, device = _begin(spec)
     model = ResidualTransformer(cfg)
-    if side == "plain":
-        use_plain_layers(model)
+    if peer == "ours":
+        accelerate(model)
     model.train(point.train).to(device)
     shape = (point.batch, cfg.MODEL.DETR.HIDDEN_DIM, *point.grid)
     source, position = (torch.randn(shape, device=device) for _ in range(2))
@@ -150,12 +155,12 @@ def _prepare_transformer(side: str, spec: BenchSpec, point: Point) -> tuple[None
     return _timed(work, device)
 
 
-def _prepare_criterion(side: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
+def _prepare_criterion(peer: str, spec: BenchSpec, point: Point) -> tuple[None, Step]:
     cfg, device = _begin(spec)
     detr = cfg.MODEL.DETR
     layers, classes, objects = detr.DEC_LAYERS, detr.NUM_CLASSES, point.objects or 0
     criterion: nn.Module = LoopCriterion(num_classes=classes)
-    if side == "ours":
+    if peer == "ours":
         criterion = SetCriterion(num_classes=classes, matcher=HungarianMatcher())
     criterion.to(device)
     size = (layers, point.batch, point.queries)
@@ -195,6 +200,6 @@ def _timed(work: Callable[[], None], device: torch.device) -> tuple[None, Step]:
 
 
 def _random_boxes(*size: int) -> Tensor:
-    """Boxes (*size, 4) ``cxcywh`` inside the unit square."""
+    """Make boxes (*size, 4), ``cxcywh``, inside the unit square."""
     side = 0.05 + 0.25 * torch.rand(*size, 2)
     return torch.cat([side / 2 + (1 - side) * torch.rand(*size, 2), side], dim=-1)

@@ -1,4 +1,4 @@
-"""What a benchmark runs on: its config, images and weights. N images, T objects, K classes."""
+"""What a benchmark runs on: its config, images and weights."""
 
 import contextlib
 import dataclasses
@@ -7,20 +7,15 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d
-from detectron2.structures import Boxes, Instances
-from torch import Tensor, nn
+from detectron2.modeling import build_model
 
+from miti_detr.bench.inputs import random_inputs, random_weights
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.checkpoint.export import convert_file
 from miti_detr.engine import setup_config
-from miti_detr.modeling import MitiDetr
 
-from .plain import build_plain
-from .worker import in_child
+from .worker import in_worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +25,14 @@ class BenchSpec:
     Attributes:
         config_file: YAML file.
         overrides: alternating config keys and values.
-        batch: images per step.
-        sizes: (height, width) in pixels, dealt out to the images in turn.
-        precision: ``float32``, ``bfloat16`` or ``float16`` (by autocast).
-        objects: per image, in training.
-        repeats: measured steps.
-        warmup: steps before them.
-        threads: of torch's operators.
-        seed: of weights and images.
+        batch: number of images per step.
+        sizes: (height, width) in pixels; the images take them in turn.
+        precision: ``float32``, ``bfloat16`` or ``float16`` (autocast).
+        objects: number of objects per image, for training.
+        repeats: number of measured steps.
+        warmup: number of steps before them.
+        threads: number of torch threads.
+        seed: seed of weights and images.
     """
 
     config_file: str
@@ -53,115 +48,91 @@ class BenchSpec:
 
 
 class Weights(NamedTuple):
-    """Where weights are.
+    """Weights for all peers.
 
     Attributes:
         path: checkpoint.
-        hf_folder: for Hugging Face's model; "" if it is not measured.
-        said: what they are, in words.
+        hf_folder: folder of the same weights for Hugging Face's model; "" if it is not measured.
+        description: origin of the weights.
     """
 
     path: str
     hf_folder: str
-    said: str
+    description: str
 
 
-def bench_config(spec: BenchSpec, side: str = "ours") -> CfgNode:
-    """Read the config of a side.
+def bench_config(spec: BenchSpec, peer: str = "ours") -> CfgNode:
+    """Read the config of a peer.
 
     Args:
         spec: names the file and the overrides.
-        side: of ``SIDES``.
+        peer: one of ``PEERS``.
 
     Raises:
-        ValueError: if Hugging Face's model cannot be the one of the config.
+        ValueError: Hugging Face's model cannot compute what the config says.
     """
     cfg = setup_config(spec.config_file, spec.overrides)
     detr = cfg.MODEL.DETR
-    if side == "detr":
+    if peer == "detr":
         detr.LAYER_RESIDUAL = "none"
-    if side == "hf" and (detr.LAYER_RESIDUAL != "none" or detr.PRE_NORM):
+    if peer == "hf" and (detr.LAYER_RESIDUAL != "none" or detr.PRE_NORM):
         raise ValueError(
-            "Hugging Face's DETR has no layer residual and is post-norm: add "
+            "Hugging Face's DETR has no layer residual and is post-norm. Add "
             "MODEL.DETR.LAYER_RESIDUAL none MODEL.DETR.PRE_NORM False"
         )
-    if side == "hf" and len(set(spec.sizes)) > 1 and detr.PADDING_MASK != "nearest":
+    if peer == "hf" and len(set(spec.sizes)) > 1 and detr.PADDING_MASK != "nearest":
         raise ValueError(
-            "Hugging Face's DETR has another padding mask where images differ in size: add "
+            "Hugging Face's DETR uses another padding mask for images of different sizes. Add "
             "MODEL.DETR.PADDING_MASK nearest"
         )
     return cfg
 
 
 def make_inputs(cfg: CfgNode, spec: BenchSpec) -> list[dict[str, Any]]:
-    """Random images with random objects, as a dataset mapper gives them."""
-    rng = np.random.default_rng(spec.seed)
-    inputs = []
-    for index in range(spec.batch):
-        height, width = spec.sizes[index % len(spec.sizes)]
-        corner = rng.uniform(0, 0.7, (spec.objects, 2))
-        side = rng.uniform(0.05, 0.3, (spec.objects, 2))
-        boxes = np.concatenate([corner, corner + side], axis=1) * (width, height, width, height)
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.from_numpy(boxes).float())
-        labels = rng.integers(0, cfg.MODEL.DETR.NUM_CLASSES, spec.objects)
-        instances.gt_classes = torch.from_numpy(labels)
-        pixels = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
-        inputs.append({"image": torch.from_numpy(pixels), "instances": instances})
-    return inputs
+    """Make the random images and objects of a benchmark."""
+    return random_inputs(
+        cfg.MODEL.DETR.NUM_CLASSES,
+        batch=spec.batch,
+        sizes=spec.sizes,
+        objects=spec.objects,
+        seed=spec.seed,
+    )
 
 
 def make_weights(spec: BenchSpec, path: str, hf_folder: str = "") -> str:
-    """Write weights for all sides.
+    """Write weights for all peers.
 
-    ``MODEL.WEIGHTS`` if it is a file that is here, otherwise random ones, with the frozen batch
-    norms set to the statistics of the images, as in a trained network.
+    These are ``MODEL.WEIGHTS`` if it names an existing file, otherwise random weights; see
+    :func:`~miti_detr.bench.inputs.random_weights`.
 
     Args:
-        spec: of the benchmark.
+        spec: what to measure.
         path: checkpoint to write.
-        hf_folder: where to put the same weights for Hugging Face's model; "": nowhere.
+        hf_folder: folder for the same weights in Hugging Face's format; "" writes none.
 
     Returns:
-        What they are, in words.
+        A description of the weights.
     """
     cfg = bench_config(spec, "hf" if hf_folder else "ours")
-    torch.manual_seed(spec.seed)
-    model = build_plain(cfg)
-    said = "random weights"
+    model = build_model(cfg)
     if os.path.isfile(cfg.MODEL.WEIGHTS):
         MitiDetrCheckpointer(model, cfg=cfg, for_training=True).load(cfg.MODEL.WEIGHTS)
-        said = f"weights of {cfg.MODEL.WEIGHTS}"
+        description = f"weights of {cfg.MODEL.WEIGHTS}"
     else:
-        _set_frozen_norms(model, make_inputs(cfg, spec))
+        model.load_state_dict(random_weights(cfg, make_inputs(cfg, spec), seed=spec.seed))
+        description = "random weights"
     folder, name = os.path.split(path)
     MitiDetrCheckpointer(model, folder, save_to_disk=True, cfg=cfg).save(name.removesuffix(".pth"))
     if hf_folder:
         convert_file(path, hf_folder, "hf")
-    return said
+    return description
 
 
 @contextlib.contextmanager
 def shared_weights(spec: BenchSpec, *, hf: bool = False) -> Iterator[Weights]:
-    """Yield the weights of :func:`make_weights` in a temporary folder, made in another process."""
+    """Yield the weights of :func:`make_weights`, written to a temporary folder by a worker."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "weights.pth")
         hf_folder = os.path.join(folder, "hf") if hf else ""
-        said = in_child(spec.threads, make_weights, spec, path, hf_folder)
-        yield Weights(path, hf_folder, said)
-
-
-@torch.no_grad()
-def _set_frozen_norms(model: MitiDetr, inputs: list[dict[str, Any]]) -> None:
-    """Let frozen batch norms normalise these images; without it deep random networks explode."""
-
-    def observe(norm: nn.Module, arguments: tuple[Tensor]) -> None:
-        variance, mean = torch.var_mean(arguments[0], (0, 2, 3))
-        norm.get_buffer("running_mean").copy_(mean)
-        norm.get_buffer("running_var").copy_(variance.clamp(min=1e-6))
-
-    norms = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
-    handles = [norm.register_forward_pre_hook(observe) for norm in norms]
-    model.backbone(model.preprocess_image(inputs))
-    for handle in handles:
-        handle.remove()
+        description = in_worker(spec.threads, make_weights, spec, path, hf_folder)
+        yield Weights(path, hf_folder, description)

@@ -1,8 +1,7 @@
-"""Time and memory of inference and training, alone or side by side with another implementation.
+"""Time and memory of inference and training, for this package or in turn with another peer.
 
-Every side is measured in a process of its own, one for inference and one for training, which does
-one step at a time when told to. With two sides the steps alternate, so that both see the same
-machine, and the ratios of times are of neighbouring steps.
+Each peer is measured in its own process. With two peers the steps alternate, so that both see the
+same state of the machine, and the ratios of times are those of neighbouring steps.
 """
 
 from collections.abc import Callable
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .meters import Clock, start_memory
-from .sides import build_side, set_dropout
+from miti_detr.bench.meters import Clock, start_memory
+
+from .peers import build_peer, set_dropout
 from .spec import BenchSpec, Weights
 from .worker import Step, alternate, times_as_fast
 
-FIRST_STEPS = 3  # training steps whose losses are compared
+FIRST_STEPS = 3  # number of training steps whose losses are compared
 Result = dict[str, Any]
 
 
@@ -26,24 +26,24 @@ def bench_steps(spec: BenchSpec, task: str, weights: Weights, against: str | Non
     Args:
         spec: what to measure.
         task: ``inference`` or ``training``.
-        weights: of all sides.
-        against: another side to measure in turn with ours; see ``SIDES``.
+        weights: weights of all peers.
+        against: another peer, one of ``PEERS``, to measure in turn with ours.
 
     Returns:
-        ``seconds`` (side to part to one value a step) and ``memory`` (side to
-        :func:`memory_marks`). With another side also ``times_as_fast`` (part to median, least and
-        largest of the other's time over ours, pair by pair), ``times_the_memory`` (our memory over
-        the other's, by mark) and ``agreement``, which is left out against a model that computes
-        something else.
+        ``seconds`` (peer to part to one value per step) and ``memory`` (peer to
+        :func:`~miti_detr.bench.meters.memory_marks`). With another peer also ``times_as_fast``
+        (part to median, minimum and maximum of the other's time divided by ours),
+        ``times_the_memory`` (our memory divided by the other's, by mark) and ``agreement``, which
+        is omitted for a peer that computes another function.
 
     Raises:
-        ValueError: if the other side cannot be the model of the config.
-        ImportError: if it is not installed.
+        ValueError: the other peer cannot compute what the config says.
+        ImportError: the other peer is not installed.
     """
-    sides = ["ours"] + ([against] if against else [])
+    peers = ["ours"] + ([against] if against else [])
     prepare, compare = _TASKS[task]
     measured = alternate(
-        sides,
+        peers,
         prepare,
         (spec, weights),
         threads=spec.threads,
@@ -75,19 +75,19 @@ def _compare_losses(ours: list[float], other: list[float]) -> Result:
     }
 
 
-# What follows runs in the child.
+# The functions below run in the worker.
 def _prepare_inference(
     name: str, spec: BenchSpec, weights: Weights
 ) -> tuple[tuple[np.ndarray, ...], Step]:
-    """Build a side; returns logits and boxes, and the step."""
-    side = build_side(spec, name, weights)
-    side.model.eval()
+    """Build a peer. Returns its logits and boxes, and the step."""
+    peer = build_peer(spec, name, weights)
+    peer.model.eval()
     start_memory()
-    logits, boxes = (x.float().cpu().numpy() for x in side.outputs())
+    logits, boxes = (x.float().cpu().numpy() for x in peer.outputs())
 
     def infer() -> dict[str, float]:
-        clock = Clock(side.device)
-        side.infer()
+        clock = Clock(peer.device)
+        peer.infer()
         clock.mark("inference")
         return clock.parts
 
@@ -95,21 +95,21 @@ def _prepare_inference(
 
 
 def _prepare_training(name: str, spec: BenchSpec, weights: Weights) -> tuple[list[float], Step]:
-    """Build a side; returns the losses of the first steps, and the step.
+    """Build a peer. Returns the losses of the first steps, and the step.
 
-    The first steps are without dropout, whose draws differ between implementations.
+    The first steps have no dropout, because implementations draw different random numbers.
     """
-    side = build_side(spec, name, weights)
+    peer = build_peer(spec, name, weights)
     torch.manual_seed(spec.seed)
-    side.model.train()
+    peer.model.train()
     start_memory()
-    set_dropout(side.model, 0.0)
-    losses = [side.train_step(Clock(side.device)) for _ in range(FIRST_STEPS)]
-    set_dropout(side.model, side.cfg.MODEL.DETR.DROPOUT)
+    set_dropout(peer.model, 0.0)
+    losses = [peer.train_step(Clock(peer.device)) for _ in range(FIRST_STEPS)]
+    set_dropout(peer.model, peer.cfg.MODEL.DETR.DROPOUT)
 
     def train() -> dict[str, float]:
-        clock = Clock(side.device)
-        side.train_step(clock)
+        clock = Clock(peer.device)
+        peer.train_step(clock)
         return {"step": sum(clock.parts.values()), **clock.parts}
 
     return losses, train

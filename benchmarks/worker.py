@@ -1,6 +1,6 @@
-"""Measuring in child processes: each has a peak of memory of its own.
+"""Worker processes for measurements, so that each measurement has its own peak of memory.
 
-What runs in a child is a module-level function; what it keeps between calls stays in the child.
+A worker runs module-level functions. What a function keeps between calls stays in the worker.
 """
 
 import dataclasses
@@ -18,24 +18,24 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 
-from .meters import memory_marks
+from miti_detr.bench.meters import memory_marks
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-Step = Callable[[], dict[str, float]]  # does one step; returns seconds by part
+Step = Callable[[], dict[str, float]]  # does one step and returns the seconds of its parts
 
-# A child that has just worked lets its threads go to sleep before another one is timed.
+# Seconds in which the threads of the previous worker go to sleep before the next one is timed.
 PAUSE = 0.05
 
 
-class Child:
-    """A process that lives until the end of the ``with`` block and runs one function at a time."""
+class Worker:
+    """A process that runs one function at a time, until the end of the ``with`` block."""
 
     def __init__(self, threads: int) -> None:
         """Start the process.
 
         Args:
-            threads: of torch's operators in it.
+            threads: number of torch threads.
         """
         self._pool = ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn"), _start, (threads,)
@@ -47,7 +47,7 @@ class Child:
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
-        """Run a function there and wait for its result; what it raises is raised here."""
+        """Run a function in the process and return its result; its exceptions are raised here."""
         time.sleep(PAUSE)
         return self._pool.submit(_run, function, args, kwargs).result()
 
@@ -63,25 +63,25 @@ class Child:
         self._pool.shutdown()
 
 
-def in_child(
+def in_worker(
     threads: int,
     function: Callable[Arguments, Result],
     *args: Arguments.args,
     **kwargs: Arguments.kwargs,
 ) -> Result:
-    """Run a function in a process of its own."""
-    with Child(threads) as child:
-        return child.call(function, *args, **kwargs)
+    """Run a function in a new process and return its result."""
+    with Worker(threads) as worker:
+        return worker.call(function, *args, **kwargs)
 
 
 @dataclasses.dataclass
 class Alternation:
-    """What :func:`alternate` measured, by side.
+    """Measurements of :func:`alternate`, by peer.
 
     Attributes:
         prepared: the first value that ``prepare`` returned.
-        seconds: part to one value a step.
-        memory: see :func:`memory_marks`.
+        seconds: name of the part to one value per step.
+        memory: see :func:`~miti_detr.bench.meters.memory_marks`.
     """
 
     prepared: dict[str, Any]
@@ -90,7 +90,7 @@ class Alternation:
 
 
 def alternate(
-    sides: Sequence[str],
+    peers: Sequence[str],
     prepare: Callable[..., tuple[Any, Step]],
     arguments: tuple[Any, ...],
     *,
@@ -99,50 +99,51 @@ def alternate(
     repeats: int,
     budget: float = math.inf,
 ) -> Alternation:
-    """Measure steps of several sides in turn, each side in a process of its own.
+    """Measure steps of several peers in turn, each peer in its own process.
 
     Only one process works at a time.
 
     Args:
-        sides: names.
-        prepare: called once in each process with the name and ``arguments``; calls
-            :func:`start_memory` when all is there that the steps need; returns a value, and the
-            function that does a step.
-        arguments: see there.
-        threads: of torch's operators in each process.
-        warmup: steps of each side that are not counted.
-        repeats: steps of each side that are.
-        budget: begin no further round after so many seconds.
+        peers: names of the peers.
+        prepare: function that is called once in each process, with the name and ``arguments``. It
+            builds what the steps need, calls ``start_memory``, and returns a value and the function
+            that does one step.
+        arguments: further arguments of ``prepare``.
+        threads: number of torch threads of each process.
+        warmup: number of steps of each peer that are not counted.
+        repeats: number of steps of each peer that are counted.
+        budget: seconds after which no further round starts.
     """
     with ExitStack() as stack:
-        children = {name: stack.enter_context(Child(threads)) for name in sides}
+        workers = {name: stack.enter_context(Worker(threads)) for name in peers}
         prepared = {
-            name: child.call(_prepare, prepare, name, arguments) for name, child in children.items()
+            name: worker.call(_prepare, prepare, name, arguments)
+            for name, worker in workers.items()
         }
-        seconds: dict[str, dict[str, list[float]]] = {name: {} for name in sides}
+        seconds: dict[str, dict[str, list[float]]] = {name: {} for name in peers}
         begin = time.perf_counter()
         for number in range(warmup + repeats):
             if number > warmup and time.perf_counter() - begin > budget:
                 break
-            for name, child in children.items():
-                for part, value in child.call(_step, name).items():
+            for name, worker in workers.items():
+                for part, value in worker.call(_step, name).items():
                     if number >= warmup:
                         seconds[name].setdefault(part, []).append(value)
-        memory = {name: child.call(memory_marks) for name, child in children.items()}
+        memory = {name: worker.call(memory_marks) for name, worker in workers.items()}
     return Alternation(prepared, seconds, memory)
 
 
 def times_as_fast(
     ours: dict[str, list[float]], other: dict[str, list[float]]
 ) -> dict[str, dict[str, float]]:
-    """How many times as long the other takes, step by step.
+    """Divide the times of another peer by ours, step by step.
 
     Args:
-        ours: part to seconds of each step.
-        other: the same, each step measured right after ours.
+        ours: name of the part to the seconds of each step.
+        other: the same of the other peer; each step was measured right after ours.
 
     Returns:
-        Part to ``median``, ``min`` and ``max`` of the ratios of the pairs.
+        Name of the part to ``median``, ``min`` and ``max`` of the ratios.
     """
     result = {}
     for part in ours:
@@ -155,7 +156,7 @@ def times_as_fast(
     return result
 
 
-# What follows runs in the child, and keeps its steps here.
+# The functions below run in the worker, which keeps its steps here.
 _steps: dict[str, Step] = {}
 
 
@@ -165,7 +166,7 @@ def _start(threads: int) -> None:
 
 
 def _run(function: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
-    """Call a function; its errors become ones that every process can unpickle."""
+    """Call a function; turn its exceptions into ones that can be unpickled in any process."""
     try:
         return function(*args, **kwargs)
     except Exception as error:

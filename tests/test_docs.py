@@ -13,6 +13,7 @@ import contextlib
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -237,10 +238,9 @@ def check_miti_detr(words: list[str]) -> None:
 
 
 def check_pip(words: list[str]) -> None:
-    extras = re.findall(r"miti_detr\[([\w-]+)\]", " ".join(words))
-    known = re.search(r"extras_require=\{(.*)\}", (ROOT / "setup.py").read_text())
-    assert known is not None
-    assert all(f'"{extra}":' in known[1] for extra in extras)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extras in re.findall(r"miti_detr\[([\w,-]+)\]", " ".join(words)):
+        assert set(extras.split(",")) <= project["optional-dependencies"].keys()
 
 
 @of("sh")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains one config to the end and leaves its table and pictures beside it; run again it goes on, or says that it is done.
+# Trains one config and writes its table and pictures. Run again, it resumes, or reports that the run is complete.
 #
 #   tools/train.sh PYTHON CONFIG OUTPUT [KEY VALUE ...]
 set -euo pipefail
@@ -10,24 +10,24 @@ shift 3
 table="$output/inference/coco_table.txt"
 weights="$output/model_final.pth"
 
-# One of torch about itself, at every import of torchvision.
+# Every import of torchvision gives a warning about torch itself.
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore::FutureWarning}"
 
 say() { printf 'train: %s\n' "$*"; }
 
 if [ ! -f "$config" ]; then
-    printf 'train: error: no config %s; there are:\n' "$config" >&2
+    printf 'train: error: no such config: %s. Use one of:\n' "$config" >&2
     find configs -name '*.yaml' | sort >&2
     exit 1
 fi
 
-# Overrides may ask for more training than the finished run had, so only a bare call is taken as done. A table that is
-# older than the weights is of an earlier evaluation: the run was stopped in its last one.
+# Overrides may ask for more training than the finished run had, so the run counts as complete only without them. A
+# table that is older than the weights belongs to an earlier evaluation: the run was stopped during its last one.
 if [ $# -eq 0 ] && [ -f "$weights" ] && [ "$table" -nt "$weights" ]; then
-    say "$output is trained already; to train anew, remove that folder or name another: make train OUTPUT=..."
+    say "$output is already trained. To train again, remove that folder or choose another: make train OUTPUT=..."
 else
     if [ -f "$output/last_checkpoint" ]; then
-        say "$output: going on from $(cat "$output/last_checkpoint")"
+        say "$output: resuming from $(cat "$output/last_checkpoint")"
     else
         say "$config -> $output"
     fi
@@ -44,4 +44,4 @@ if [ ! -f "$output/detections.png" ]; then
 fi
 
 cat "$table"
-say "done: $output holds $(cd "$output" && ls -d -- *.png config.yaml log.txt metrics.json model_final.pth 2>/dev/null | tr '\n' ' ')"
+say "done: $output contains $(cd "$output" && ls -d -- *.png config.yaml log.txt metrics.json model_final.pth 2>/dev/null | tr '\n' ' ')"

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from benchmarks.meters import describe_machine
+from miti_detr.bench.machine import describe_machine
 from miti_detr.engine import version
 from miti_detr.files import write_text
 

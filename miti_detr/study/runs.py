@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.paper import paper_row
-from benchmarks.spec import BenchSpec
+from miti_detr.bench.evaluation import time_evaluation
 from miti_detr.files import write_text
 
 from .plan import StudyRun
@@ -99,7 +98,7 @@ def time_evaluations(runs: Sequence[StudyRun], watch: Callable[[StudyRun], None]
     ]
     for index, run in enumerate([*left[:1], *left]):
         watch(run)
-        row = paper_row(BenchSpec(run.arm.config_file, run.options))
+        row = time_evaluation(run.arm.config_file, run.options)
         if index > 0:
             text = json.dumps({**dataclasses.asdict(row), "cores": os.cpu_count()})
             write_text(run.path / EVALUATION_FILE, text)

@@ -1,10 +1,11 @@
 import pytest
 
-from benchmarks import worker as child
-from tests.benchmarks.helpers import InlineChild
+from benchmarks import worker
+from tests.benchmarks.helpers import InlineWorker
 
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Children run in this process."""
-    monkeypatch.setattr(child, "Child", InlineChild)
+    """Run the work of workers in this process."""
+    monkeypatch.setattr(worker, "Worker", InlineWorker)
+    monkeypatch.setattr(worker, "PAUSE", 0)

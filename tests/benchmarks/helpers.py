@@ -1,9 +1,9 @@
-"""A model that has all that is measured, and is small: ResNet-18, 1 + 2 layers, 32 channels."""
+"""A small model: ResNet-18, 1 + 2 transformer layers, 32 channels."""
 
 import dataclasses
 from typing import Any
 
-from benchmarks import worker as child
+from benchmarks import worker
 from benchmarks.spec import BenchSpec
 from tests.helpers import ROOT
 
@@ -30,15 +30,15 @@ def small_spec(*overrides: Any, **changes: Any) -> BenchSpec:
     return dataclasses.replace(spec, **changes)
 
 
-class InlineChild:
-    """Does the work of a ``Child`` in this process, which takes no seconds to start."""
+class InlineWorker:
+    """Does the work of a ``Worker`` in this process, without the time to start another one."""
 
     def __init__(self, threads: int) -> None: ...
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        return child._run(function, args, kwargs)
+        return worker._run(function, args, kwargs)
 
-    def __enter__(self) -> "InlineChild":
+    def __enter__(self) -> "InlineWorker":
         return self
 
     def __exit__(self, *_: object) -> None: ...

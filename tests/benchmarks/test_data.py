@@ -49,8 +49,8 @@ def test_statistics_of_both_evaluators_are_equal() -> None:
     assert found["images"] == 30
     assert found["max_difference"] <= 1e-12
     assert 0.01 < found["AP"] < 0.5  # neither nothing nor all is found
-    for side in ("ours", "detectron2"):
-        assert 0 < found[side]["metrics"] < found[side]["seconds"]
+    for label in ("ours", "detectron2"):
+        assert 0 < found[label]["metrics"] < found[label]["seconds"]
 
 
 def test_without_the_fast_evaluator_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face's side does the same work on the same weights."""
+"""Hugging Face's DETR does the same work on the same weights."""
 
 import sys
 
@@ -8,10 +8,10 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("timm")
 
-from benchmarks.huggingface import HuggingFaceSide
-from benchmarks.meters import Clock
-from benchmarks.sides import Side, set_dropout
+from benchmarks.huggingface import HuggingFacePeer
+from benchmarks.peers import Peer, set_dropout
 from benchmarks.spec import Weights, bench_config, make_weights
+from miti_detr.bench.meters import Clock
 from tests.benchmarks.helpers import DETR, PADDED, small_spec
 
 SPEC = small_spec(*DETR, sizes=PADDED)
@@ -25,49 +25,49 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 
 @pytest.fixture
-def sides(weights: Weights) -> tuple[Side, HuggingFaceSide]:
-    made = Side(SPEC, "ours", weights.path), HuggingFaceSide(SPEC, weights.hf_folder)
-    for side in made:
-        set_dropout(side.model, 0.0)
+def peers(weights: Weights) -> tuple[Peer, HuggingFacePeer]:
+    made = Peer(SPEC, "ours", weights.path), HuggingFacePeer(SPEC, weights.hf_folder)
+    for peer in made:
+        set_dropout(peer.model, 0.0)
     return made
 
 
-def test_inference_agrees(sides: tuple[Side, HuggingFaceSide]) -> None:
-    for side in sides:
-        side.model.eval()
-    (logits, boxes), (other_logits, other_boxes) = (side.outputs() for side in sides)
+def test_inference_agrees(peers: tuple[Peer, HuggingFacePeer]) -> None:
+    for peer in peers:
+        peer.model.eval()
+    (logits, boxes), (other_logits, other_boxes) = (peer.outputs() for peer in peers)
     assert logits.std() > 0.1
     torch.testing.assert_close(logits, other_logits, rtol=0, atol=5e-5)
     torch.testing.assert_close(boxes, other_boxes, rtol=0, atol=2e-5)
 
 
-def test_first_training_steps_agree(sides: tuple[Side, HuggingFaceSide]) -> None:
+def test_first_training_steps_agree(peers: tuple[Peer, HuggingFacePeer]) -> None:
     """Losses of two decoder layers, gradients, clipping and two learning rates, three times."""
     losses = []
-    for side in sides:
-        side.model.train()
-        losses.append([side.train_step(Clock(side.device)) for _ in range(3)])
+    for peer in peers:
+        peer.model.train()
+        losses.append([peer.train_step(Clock(peer.device)) for _ in range(3)])
     assert losses[0][0] != pytest.approx(losses[0][2], rel=1e-4)  # it learns
     assert losses[0] == pytest.approx(losses[1], rel=2e-5)
 
 
-def test_all_its_parts_are_timed(sides: tuple[Side, HuggingFaceSide]) -> None:
-    clock = Clock(sides[1].device)
-    sides[1].model.train()
-    sides[1].train_step(clock)
+def test_all_its_parts_are_timed(peers: tuple[Peer, HuggingFacePeer]) -> None:
+    clock = Clock(peers[1].device)
+    peers[1].model.train()
+    peers[1].train_step(clock)
     assert list(clock.parts) == ["forward", "criterion", "backward", "optimizer"]
 
 
 def test_the_decoder_is_the_same_with_auxiliary_losses(weights: Weights) -> None:
     """The states of a repaired decoder are those of the same layers without auxiliary losses."""
-    side = HuggingFaceSide(SPEC, weights.hf_folder)
-    model = side.model.eval()
+    peer = HuggingFacePeer(SPEC, weights.hf_folder)
+    model = peer.model.eval()
     assert model.config.auxiliary_loss
     with torch.no_grad():
-        repaired = model(**side._batch, labels=side._labels)
+        repaired = model(**peer._batch, labels=peer._labels)
         assert model.config.auxiliary_loss  # put back
         model.config.auxiliary_loss = False
-        plain = model.model(**side._batch)
+        plain = model.model(**peer._batch)
     torch.testing.assert_close(
         repaired.last_hidden_state, plain.last_hidden_state, rtol=0, atol=1e-6
     )
@@ -77,12 +77,12 @@ def test_the_decoder_is_the_same_with_auxiliary_losses(weights: Weights) -> None
 def test_another_choice_of_layers_is_named(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def freeze_nothing(side: HuggingFaceSide) -> None:
-        side.model.requires_grad_(True)
+    def freeze_nothing(peer: HuggingFacePeer) -> None:
+        peer.model.requires_grad_(True)
 
-    monkeypatch.setattr(HuggingFaceSide, "_freeze", freeze_nothing)
+    monkeypatch.setattr(HuggingFacePeer, "_freeze", freeze_nothing)
     with pytest.raises(ValueError, match=r"Hugging Face trains 1\d,.* parameters, the config 1\d"):
-        HuggingFaceSide(SPEC, weights.hf_folder)
+        HuggingFacePeer(SPEC, weights.hf_folder)
 
 
 @pytest.mark.parametrize("freeze_at", [0, 1, 3])
@@ -91,7 +91,7 @@ def test_the_same_layers_are_trained(weights: Weights, freeze_at: int) -> None:
     spec = small_spec(*DETR, "MODEL.BACKBONE.FREEZE_AT", freeze_at)
     frozen = [
         name
-        for name, p in HuggingFaceSide(spec, weights.hf_folder).model.named_parameters()
+        for name, p in HuggingFacePeer(spec, weights.hf_folder).model.named_parameters()
         if not p.requires_grad
     ]
     assert any("conv1" in name for name in frozen) == (freeze_at > 0)
@@ -101,9 +101,9 @@ def test_the_same_layers_are_trained(weights: Weights, freeze_at: int) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("MODEL.DETR.LAYER_RESIDUAL", "before_norm"), "add MODEL.DETR.LAYER_RESIDUAL none"),
+        (("MODEL.DETR.LAYER_RESIDUAL", "before_norm"), "Add MODEL.DETR.LAYER_RESIDUAL none"),
         (("MODEL.DETR.PRE_NORM", True), "MODEL.DETR.PRE_NORM False"),
-        (("MODEL.DETR.PADDING_MASK", "ceil"), "add MODEL.DETR.PADDING_MASK nearest"),
+        (("MODEL.DETR.PADDING_MASK", "ceil"), "Add MODEL.DETR.PADDING_MASK nearest"),
     ],
 )
 def test_what_it_cannot_be_is_named(overrides: tuple[object, ...], message: str) -> None:
@@ -113,8 +113,8 @@ def test_what_it_cannot_be_is_named(overrides: tuple[object, ...], message: str)
 
 def test_weights_of_losses_that_it_cannot_have_are_named(weights: Weights) -> None:
     spec = small_spec(*DETR, "MODEL.DETR.L1_WEIGHT", 2.5)
-    with pytest.raises(ValueError, match="whole numbers as L1_WEIGHT"):
-        HuggingFaceSide(spec, weights.hf_folder)
+    with pytest.raises(ValueError, match="integers as L1_WEIGHT"):
+        HuggingFacePeer(spec, weights.hf_folder)
 
 
 def test_without_transformers_the_extra_is_named(
@@ -122,4 +122,4 @@ def test_without_transformers_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install miti_detr\[hf,timm\]"):
-        HuggingFaceSide(SPEC, weights.hf_folder)
+        HuggingFacePeer(SPEC, weights.hf_folder)

@@ -1,6 +1,5 @@
-"""Tables say what was measured, and fit a terminal."""
+"""Tables and charts of benchmark results."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,9 @@ import pytest
 from PIL import Image
 
 from benchmarks import chart, report
-from benchmarks.meters import describe_machine
-from benchmarks.paper import PaperRow
-from benchmarks.run import BenchRequest, write_record
 from benchmarks.steps import _compare_losses, _compare_outputs
 from benchmarks.worker import times_as_fast
-from tests.benchmarks.helpers import small_spec
+from miti_detr.bench.evaluation import Evaluation
 
 
 def marks(start: float, peak: float) -> dict[str, float]:
@@ -42,7 +38,7 @@ INFERENCE = {
 }
 
 
-def test_the_table_of_two_sides() -> None:
+def test_the_table_of_two_peers() -> None:
     lines = report.steps_table("training", training(), 6).splitlines()
     assert max(len(line) for line in lines) <= 100
     header, _, *rows = (re.split(r"\s{2,}", line.strip()) for line in lines)
@@ -61,7 +57,7 @@ def test_the_table_of_two_sides() -> None:
     )
 
 
-def test_the_table_of_one_side() -> None:
+def test_the_table_of_one_peer() -> None:
     lines = report.steps_table("inference", INFERENCE, 2).splitlines()
     assert lines[2].split() == ["inference,", "ms", "500", "(400..600)"]
     assert lines[3].split() == ["images/s", "4.00"]
@@ -70,8 +66,8 @@ def test_the_table_of_one_side() -> None:
 
 def test_memory_of_a_gpu_stands_for_that_of_the_process() -> None:
     result = training()
-    for side, peak in (("ours", 300.0), ("hf", 600.0)):
-        result["memory"][side]["device_peak"] = peak
+    for peer, peak in (("ours", 300.0), ("hf", 600.0)):
+        result["memory"][peer]["device_peak"] = peak
     result["times_the_memory"]["device_peak"] = 0.5
     text = report.steps_table("training", result, 2)
     assert "peak MiB, GPU" in text
@@ -92,22 +88,22 @@ def test_ratios_are_of_neighbours() -> None:
 
 
 def points() -> list[dict[str, Any]]:
-    def side(seconds: float, added: float) -> dict[str, Any]:
+    def peer(seconds: float, added: float) -> dict[str, Any]:
         return {"seconds": seconds, "memory": marks(500, 500 + added)}
 
     ratio = {"median": 2.0, "min": 1.5, "max": 2.5}
-    both = {"ours": side(0.1, 10), "plain": side(0.2, 100), "times_as_fast": ratio}
-    more = {"ours": side(0.3, 20), "plain": side(0.9, 400), "times_as_fast": ratio}
+    both = {"ours": peer(0.1, 10), "plain": peer(0.2, 100), "times_as_fast": ratio}
+    more = {"ours": peer(0.3, 20), "plain": peer(0.9, 400), "times_as_fast": ratio}
     return [
         {"value": 0, **both},
         {"value": 1_000, **both},
         {"value": 2_000, **more},
-        {"value": 17_000, "ours": side(12.0, 170)},
+        {"value": 17_000, "ours": peer(12.0, 170)},
     ]
 
 
-def test_growth() -> None:
-    lines = report.growth_table("tokens", points()).splitlines()
+def test_scaling() -> None:
+    lines = report.scaling_table("tokens", points()).splitlines()
     assert max(len(line) for line in lines) <= 100
     assert lines[4].split()[:5] == ["2,000", "300.0", "20", "900.0", "400"]
     assert "2.00x as fast (1.50..2.50)" in lines[4]
@@ -130,16 +126,16 @@ def test_evaluation_and_loader() -> None:
     ]
     assert text.endswith("5,000 images x 100 detections; largest difference of a statistic 0.0e+00")
     data = {"batch": 10, "workers": 0, "loader_seconds": [1.0, 1.0], "step_seconds": [5.0]}
-    lines = report.data_lines(data).splitlines()
+    lines = report.loader_lines(data).splitlines()
     assert lines[0] == "loader: 10.0 images/s, 0 workers, batches of 10"
     assert lines[1] == "training step: 2.0 images/s; the loader is 5.00x as fast"
-    assert report.data_lines({"missing": "x: gone"}) == "training data are not here: x: gone"
+    assert report.loader_lines({"missing": "x: gone"}) == "training data are missing: x: gone"
 
 
 def test_the_papers_table() -> None:
     rows = [
-        PaperRow("detr", 41_302_368, 5_000, 1_234.5, 40.55, "detr.pth"),
-        PaperRow("miti", 41_302_368, note="no weights"),
+        Evaluation("detr", 41_302_368, 5_000, 1_234.5, 40.55, "detr.pth"),
+        Evaluation("miti", 41_302_368, note="no weights"),
     ]
     lines = report.paper_table(rows).splitlines()
     assert "484" in lines[2]
@@ -148,41 +144,29 @@ def test_the_papers_table() -> None:
     assert lines[7:] == ["detr: detr.pth", "miti: no weights"]
 
 
-LIMIT = {
+ROOFLINE = {
     "rates": {"product": 2e11, "convolution": 3e11, "copy": 1e10},
     "parts": {"backbone": {"forward": 1.0, "backward": 2.0, "flops": 6e9, "share": 0.5}},
     "step": 3.0,
 }
 
 
-def test_the_record_and_its_charts(tmp_path: Path) -> None:
-    results = {
-        "inference": INFERENCE,
-        "training": training(),
-        "grow": {"tokens": points()},
-        "limit": LIMIT,
-    }
-    request = BenchRequest((small_spec(),), against="hf")
-    files = write_record(tmp_path / "out", request, describe_machine(), results)
-    names = ["steps.png", "grow_tokens.png", "limit.png", "bench.json"]
-    assert [file.name for file in files] == names
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(names)
-    for file in files[:-1]:
+def test_charts(tmp_path: Path) -> None:
+    chart.draw_steps("inference", INFERENCE, tmp_path / "inference.png")
+    chart.draw_steps("training", training(), tmp_path / "training.png")
+    chart.draw_scaling("tokens", points(), tmp_path / "scaling.png")
+    chart.draw_roofline(ROOFLINE, tmp_path / "roofline.png")
+    assert len(list(tmp_path.iterdir())) == 4
+    for file in tmp_path.iterdir():
         with Image.open(file) as picture:
             picture.load()
             assert picture.width > 1_000
-    record = json.loads(files[-1].read_text())
-    assert record["request"]["against"] == "hf"
-    assert record["request"]["specs"][0]["sizes"] == [[64, 96]]
-    assert record["results"]["training"] == results["training"]
-    assert record["machine"]["cores"] >= 1
-    assert record["machine"]["versions"]["torch"]
 
 
 def test_a_chart_that_fails_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "limit.png"
+    path = tmp_path / "chart.png"
     path.write_text("old")
 
     def half(figure: Any, target: Path, **options: Any) -> None:
@@ -191,6 +175,6 @@ def test_a_chart_that_fails_leaves_the_old_one(
 
     monkeypatch.setattr(chart.Figure, "savefig", half)
     with pytest.raises(OSError, match="disk full"):
-        chart.draw_limit(LIMIT, path)
+        chart.draw_roofline(ROOFLINE, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import roofline as limit
-from benchmarks.report import limit_table
-from benchmarks.roofline import PARTS, bench_limit, flop_counter
+from benchmarks import roofline
+from benchmarks.report import roofline_table
+from benchmarks.roofline import PARTS, bench_roofline, flop_counter
 from benchmarks.spec import make_weights
 from tests.benchmarks.helpers import small_spec
 
@@ -33,11 +33,11 @@ def test_operations_of_a_linear_layer() -> None:
 
 @pytest.fixture
 def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(limit, "MATRIX", 128)
-    monkeypatch.setattr(limit, "COPY_MIB", 1)
+    monkeypatch.setattr(roofline, "MATRIX", 128)
+    monkeypatch.setattr(roofline, "COPY_MIB", 1)
     spec = small_spec()
     make_weights(spec, str(tmp_path / "model.pth"))
-    return bench_limit(spec, str(tmp_path / "model.pth"))
+    return bench_roofline(spec, str(tmp_path / "model.pth"))
 
 
 def test_each_part_of_the_step(result: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def test_the_table_has_the_whole_step(result: dict[str, Any]) -> None:
         "a": {"forward": 1.0, "backward": 2.0, "flops": 6e9, "share": 0.5},
         "b": {"forward": 1.0, "backward": 0.0, "flops": 0, "share": 0.1},
     }
-    lines = limit_table(result).splitlines()
+    lines = roofline_table(result).splitlines()
     assert lines[2].split() == ["a", "1,000.0", "2,000.0", "75%", "6.0", "2.0", "50%"]
     assert lines[3].split() == ["b", "1,000.0", "25%", "10%"]
     # (3 s at 0.5 + 1 s at 0.1) / 4 s

@@ -3,20 +3,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks import VARIABLES
-from benchmarks import scaling as grow
-from benchmarks.scaling import Point, bench_growth
+from benchmarks import VARIABLES, scaling
+from benchmarks.scaling import Point, bench_scaling
 from tests.benchmarks.helpers import small_spec
 
 
 @pytest.fixture(autouse=True)
 def few_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grow, "TOKEN_GRIDS", ((2, 3), (4, 5)))
+    monkeypatch.setattr(scaling, "TOKEN_GRIDS", ((2, 3), (4, 5)))
     for name, values in (("QUERIES", (3, 8)), ("BATCHES", (1, 3)), ("OBJECTS", (0, 9))):
-        monkeypatch.setattr(grow, name, values)
+        monkeypatch.setattr(scaling, name, values)
 
 
-def test_one_variable_grows_and_the_others_stay() -> None:
+def test_one_variable_changes_and_the_others_stay() -> None:
     spec = small_spec(batch=2)
     base = Point(batch=2, grid=(2, 3), queries=7)
     expected = {
@@ -28,27 +27,27 @@ def test_one_variable_grows_and_the_others_stay() -> None:
     assert set(expected) == set(VARIABLES)
     for variable, values in expected.items():
         points = [(value, dataclasses.replace(base, **change)) for value, change in values]
-        assert grow._points(spec, variable, False) == points
+        assert scaling._points(spec, variable, False) == points
     dilated = small_spec("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES5_DILATION", 2)
-    assert grow._points(dilated, "batch", False)[0][1].grid == (4, 6)
-    with pytest.raises(ValueError, match="'depth' cannot grow; possible: tokens, queries"):
-        bench_growth(spec, "depth")
+    assert scaling._points(dilated, "batch", False)[0][1].grid == (4, 6)
+    with pytest.raises(ValueError, match=r"unknown variable 'depth'\. Use one of tokens, queries"):
+        bench_scaling(spec, "depth")
 
 
 @pytest.mark.parametrize(("variable", "train"), [("tokens", True), ("objects", False)])
-def test_both_sides_are_measured(variable: str, train: bool, inline: None) -> None:
-    points = bench_growth(small_spec(repeats=2), variable, plain=True, train=train)
+def test_both_peers_are_measured(variable: str, train: bool, inline: None) -> None:
+    points = bench_scaling(small_spec(repeats=2), variable, plain=True, train=train)
     assert [point["value"] for point in points] == ([6, 20] if variable == "tokens" else [0, 9])
     for point in points:
-        for side in ("ours", "plain"):
-            assert point[side]["seconds"] > 0
-            assert point[side]["memory"]["added"] >= 0
+        for peer in ("ours", "plain"):
+            assert point[peer]["seconds"] > 0
+            assert point[peer]["memory"]["added"] >= 0
         ratio = point["times_as_fast"]
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
 
 
 def test_alone_there_is_no_ratio(inline: None) -> None:
-    points = bench_growth(small_spec(), "queries")
+    points = bench_scaling(small_spec(), "queries")
     assert [set(point) for point in points] == [{"value", "point", "ours"}] * 2
 
 
@@ -57,6 +56,6 @@ def test_the_plain_form_is_left_out_where_memory_does_not_suffice(
 ) -> None:
     """Three copies of the attention weights, 2 heads x tokens squared, float32."""
     enough: Any = 2 * (4 * 3 * 2 * 20**2)  # they may take half of the machine
-    monkeypatch.setattr(grow, "physical_memory", lambda: enough)
-    points = bench_growth(small_spec(), "tokens", plain=True)
+    monkeypatch.setattr(scaling, "physical_memory", lambda: enough)
+    points = bench_scaling(small_spec(), "tokens", plain=True)
     assert ["plain" in point for point in points] == [True, False]

@@ -1,15 +1,13 @@
-"""Processes of one's own; the functions here run in them."""
+"""Worker processes; the functions here run in them."""
 
 import os
-import time
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import meters
-from benchmarks.meters import Clock, busy_cores, memory_marks, start_memory
-from benchmarks.worker import Child, Step, alternate
+from benchmarks.worker import Step, Worker, alternate
+from miti_detr.bench.meters import memory_marks, start_memory
 
 MIB = 2**20
 
@@ -23,7 +21,7 @@ def fail(kind: str) -> None:
 
 
 def take(mib: int) -> float:
-    """Memory that is given back at once, after a larger piece that does not count."""
+    """Take memory and release it, after a larger piece that does not count."""
     torch.ones(4 * mib * MIB // 4).sum()
     start_memory()
     torch.ones(mib * MIB // 4).sum()
@@ -40,22 +38,22 @@ def prepare(name: str, journal: str) -> tuple[int, Step]:
     return os.getpid(), step
 
 
-def test_a_process_of_its_own() -> None:
-    """One start for several checks: threads, errors that cannot be pickled, memory."""
-    with Child(threads=1) as child:
-        process, threads = child.call(where)
+def test_a_worker_is_another_process() -> None:
+    """One start serves several checks: threads, exceptions that cannot be pickled, memory."""
+    with Worker(threads=1) as worker:
+        process, threads = worker.call(where)
         assert process != os.getpid()
         assert threads == 1
         with pytest.raises(ValueError, match="bad"):
-            child.call(fail, "value")
+            worker.call(fail, "value")
         with pytest.raises(RuntimeError, match=r"(?s)in fail.*KeyError: 'gone'"):
-            child.call(fail, "fault")
+            worker.call(fail, "fault")
         if os.access("/proc/self/clear_refs", os.W_OK):
-            assert 80 <= child.call(take, 100) < 200
-        assert child.call(where)[0] == process  # the same one lives on
+            assert 80 <= worker.call(take, 100) < 200
+        assert worker.call(where)[0] == process  # the same process
 
 
-def test_sides_take_turns(inline: None, tmp_path: Any) -> None:
+def test_peers_take_turns(inline: None, tmp_path: Any) -> None:
     """A B A B, after a warm-up that is not counted."""
     journal = tmp_path / "journal"
     measured = alternate(
@@ -72,28 +70,3 @@ def test_no_further_round_after_the_budget(inline: None, tmp_path: Any) -> None:
         ["ours"], prepare, (str(tmp_path / "x"),), threads=1, warmup=2, repeats=9, budget=0.0
     )
     assert measured.seconds == {"ours": {"step": [1.0]}}
-
-
-def test_a_clock_adds_up_what_has_the_same_name() -> None:
-    clock = Clock(torch.device("cpu"))
-    for name in ("a", "b", "a"):
-        time.sleep(0.01)
-        clock.mark(name)
-    assert list(clock.parts) == ["a", "b"]
-    assert 0.02 <= clock.parts["a"] < 0.5
-    assert clock.parts["b"] >= 0.01
-
-
-def test_busy_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100 ticks 75 were idle, on 4 cores; with no such file it is the load."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    times = iter([(1_000, 5_000), (1_075, 5_100)])
-    monkeypatch.setattr(meters, "_cpu_times", lambda: next(times))
-    assert busy_cores(0) == 1.0
-
-    def gone() -> None:
-        raise FileNotFoundError("/proc/stat")
-
-    monkeypatch.setattr(meters, "_cpu_times", gone)
-    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.0, 0.0))
-    assert busy_cores(0) == 1.5

@@ -35,7 +35,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("miti_detr", "configs"):
         ignored = shutil.ignore_patterns("__pycache__", "*.pth")
         shutil.copytree(ROOT / name, clone / name, ignore=ignored)
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
     options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet")
     command = [sys.executable, "-m", "pip", "install", *options, "--target", folder / "site", "."]
@@ -63,10 +63,12 @@ def test_package_configs_and_command_work_from_anywhere(target: Path, tmp_path: 
     assert done.stderr.strip().endswith("gone.pth: no such file or folder")
 
 
-def test_every_config_is_installed_and_the_command_is_there(target: Path) -> None:
+def test_every_module_every_config_and_the_command_are_installed(target: Path) -> None:
     installed = target / "miti_detr" / "model_zoo" / "configs"
     names = {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
     assert {p.relative_to(installed) for p in installed.rglob("*.yaml")} == names
+    source = {p.relative_to(ROOT) for p in (ROOT / "miti_detr").rglob("*.py")}
+    assert {p.relative_to(target) for p in target.rglob("*.py")} == source  # and no benchmarks
     command = (target / "bin" / "miti-detr").read_text()
     assert "from miti_detr.cli.main import main" in command
     assert (target / "miti_detr" / "py.typed").is_file() == (ROOT / "miti_detr/py.typed").is_file()

@@ -1,53 +1,28 @@
-"""DETR as it was written in 2020: what the speed of this package is measured against.
+"""The set loss of DETR as published: a loop over decoder layers and images.
 
-The model without acceleration, and a set loss that goes through decoder layers and images one by
-one. The loss is written for comparison only, and independently of ``miti_detr.modeling``'s matcher
-and losses, so that equal results mean something.
+It is written for comparison, independently of the matcher and the losses of ``miti_detr.modeling``,
+so that equal results mean something.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou
 
-from miti_detr.modeling import MitiDetr, Target
+from miti_detr.modeling import Target
 
-Match = tuple[Tensor, Tensor]  # queries and objects of one image, each (M,)
-
-
-def build_plain(cfg: CfgNode) -> MitiDetr:
-    """Build the model of a config in its plain form.
-
-    Args:
-        cfg: of a ``MitiDetr``; left as it is.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.ACCELERATE = False
-    model = build_model(cfg)
-    detr = cfg.MODEL.DETR
-    model.criterion = LoopCriterion(
-        num_classes=detr.NUM_CLASSES,
-        class_weight=detr.CLASS_WEIGHT,
-        l1_weight=detr.L1_WEIGHT,
-        giou_weight=detr.GIOU_WEIGHT,
-        no_object_weight=detr.NO_OBJECT_WEIGHT,
-        deep_supervision=detr.DEEP_SUPERVISION,
-    ).to(model.device)
-    return model
+Match = tuple[Tensor, Tensor]  # indices of queries and objects of one image, each (M,)
 
 
 class LoopCriterion(nn.Module):
-    """The set loss, one decoder layer after the other, as published.
+    """Set loss that computes one decoder layer after the other, as published.
 
-    For each layer: the cost of every query of the batch against every object of the batch, an
-    assignment image by image on its block, then the losses, with the GIoU of the pairs from the
-    diagonal of all pairs.
+    For each layer it computes the cost of every query of the batch for every object of the batch,
+    assigns the block of each image, and computes the losses. The GIoU of the pairs is the diagonal
+    of the GIoU of all pairs.
 
     Source: the steps of facebookresearch/detr ``models/matcher.py`` and ``models/detr.py`` at
     29901c5.
@@ -63,7 +38,7 @@ class LoopCriterion(nn.Module):
         no_object_weight: float = 0.1,
         deep_supervision: bool = True,
     ) -> None:
-        """Make the criterion; arguments as in :class:`SetCriterion`."""
+        """Make the criterion. The arguments are those of :class:`SetCriterion`."""
         super().__init__()
         self.num_classes = num_classes
         self.deep_supervision = deep_supervision
@@ -75,7 +50,7 @@ class LoopCriterion(nn.Module):
     def forward(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
     ) -> dict[str, Tensor]:
-        """Compute the weighted losses of all layers; arguments as in :class:`SetCriterion`."""
+        """Compute the weighted losses of all layers, as :class:`SetCriterion` does."""
         if not self.deep_supervision:
             logits, boxes = logits[-1:], boxes[-1:]
         losses = {}
@@ -90,7 +65,7 @@ class LoopCriterion(nn.Module):
     def _losses(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
     ) -> dict[str, Tensor]:
-        """Losses of one layer: logits (N, Q, K+1), boxes (N, Q, 4)."""
+        """Compute the losses of one layer from logits (N, Q, K+1) and boxes (N, Q, 4)."""
         matches = self._match(logits, boxes, targets)
         classes = torch.full(logits.shape[:2], self.num_classes, device=logits.device)
         for image, (query, target) in enumerate(matches):

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.meters import Clock
-from benchmarks.plain import LoopCriterion, PlainAttention
-from benchmarks.sides import Side, set_dropout
+from benchmarks.loop_criterion import LoopCriterion
+from benchmarks.peers import Peer, set_dropout
 from benchmarks.spec import make_weights
+from miti_detr.bench.meters import Clock
 from miti_detr.layers import MultiHeadAttention
 from miti_detr.modeling import HungarianMatcher, SetCriterion
 from tests.benchmarks.helpers import PADDED, small_spec
@@ -17,37 +17,37 @@ WEIGHTS = {"class_weight": 2.0, "l1_weight": 4.0, "giou_weight": 3.0}
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Side]:
+def peers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Peer, Peer]:
     """Ours and plain on a padded batch, without dropout."""
     spec = small_spec("MODEL.DETR.DROPOUT", 0.0, sizes=PADDED)
     path = str(tmp_path_factory.mktemp("weights") / "model.pth")
     assert make_weights(spec, path) == "random weights"
-    return Side(spec, "ours", path), Side(spec, "plain", path)
+    return Peer(spec, "ours", path), Peer(spec, "plain", path)
 
 
-def test_the_plain_model_is_plain(sides: tuple[Side, Side]) -> None:
-    """Otherwise equal results mean nothing: no module does the work on both sides."""
-    ours, plain = (list(side.model.modules()) for side in sides)
-    assert sum(isinstance(m, MultiHeadAttention) for m in ours) == 5  # 1 + 2 * 2
-    assert sum(isinstance(m, PlainAttention) for m in plain) == 5
-    assert not any(isinstance(m, MultiHeadAttention | SetCriterion) for m in plain)
-    assert "_fast_conv" not in repr(sides[1].model.backbone)
-    assert sides[0].model.state_dict().keys() == sides[1].model.state_dict().keys()
+def test_the_plain_peer_is_plain(peers: tuple[Peer, Peer]) -> None:
+    """Otherwise equal results mean nothing: it has neither our acceleration nor our set loss."""
+    ours, plain = (peer.model for peer in peers)
+    assert any(ours.acceleration.counts.values())
+    assert not hasattr(plain, "acceleration")
+    assert isinstance(ours.criterion, SetCriterion)
+    assert isinstance(plain.criterion, LoopCriterion)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_inference_agrees(sides: tuple[Side, Side]) -> None:
-    for side in sides:
-        side.model.eval()
-    (logits, boxes), (plain_logits, plain_boxes) = (side.outputs() for side in sides)
+def test_inference_agrees(peers: tuple[Peer, Peer]) -> None:
+    for peer in peers:
+        peer.model.eval()
+    (logits, boxes), (plain_logits, plain_boxes) = (peer.outputs() for peer in peers)
     assert logits.shape == (2, 7, 6)
     assert logits.std() > 0.1  # not a constant
     torch.testing.assert_close(logits, plain_logits, rtol=0, atol=2e-5)
     torch.testing.assert_close(boxes, plain_boxes, rtol=0, atol=1e-5)
 
 
-def test_precision_is_that_of_the_work(sides: tuple[Side, Side]) -> None:
+def test_precision_is_that_of_the_work(peers: tuple[Peer, Peer]) -> None:
     """In bfloat16 outputs differ by more than float32 can, and by no more than it should."""
-    ours = sides[0]
+    ours = peers[0]
     ours.model.eval()
     exact, _ = ours.outputs()
     ours.precision = "bfloat16"
@@ -56,12 +56,12 @@ def test_precision_is_that_of_the_work(sides: tuple[Side, Side]) -> None:
     assert 1e-3 < (exact - rounded).abs().max() < 0.3
 
 
-def test_training_agrees(sides: tuple[Side, Side]) -> None:
+def test_training_agrees(peers: tuple[Peer, Peer]) -> None:
     """Loss, the gradient of every parameter, and the weights after the step of the optimizer."""
-    ours, plain = sides
-    for side in sides:
-        side.model.train()
-    losses = [side.loss(Clock(side.device)) for side in sides]
+    ours, plain = peers
+    for peer in peers:
+        peer.model.train()
+    losses = [peer.loss(Clock(peer.device)) for peer in peers]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
     for loss in losses:
         loss.backward()
@@ -73,17 +73,17 @@ def test_training_agrees(sides: tuple[Side, Side]) -> None:
             torch.testing.assert_close(
                 parameter.grad, other[name].grad, rtol=0, atol=1e-3 * scale + 1e-7
             )
-    for side in sides:
-        side.update()
+    for peer in peers:
+        peer.update()
     for name, parameter in ours.model.named_parameters():
         torch.testing.assert_close(parameter, other[name], rtol=0, atol=3e-4)
 
 
-def test_the_clock_of_a_step_has_every_part(sides: tuple[Side, Side]) -> None:
-    for side in sides:
-        clock = Clock(side.device)
-        side.model.train()
-        side.train_step(clock)
+def test_the_clock_of_a_step_has_every_part(peers: tuple[Peer, Peer]) -> None:
+    for peer in peers:
+        clock = Clock(peer.device)
+        peer.model.train()
+        peer.train_step(clock)
         assert list(clock.parts) == ["forward", "criterion", "backward", "optimizer"]
         assert min(clock.parts.values()) > 0
 

@@ -1,10 +1,9 @@
-"""What is measured: this package's model or its plain form; Hugging Face's is in :mod:`.hf`.
+"""The implementations that are measured. Hugging Face's is in :mod:`.huggingface`.
 
 N images, Q queries, K classes.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,66 +11,66 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from miti_detr.bench.inputs import autocast
+from miti_detr.bench.meters import Clock
 from miti_detr.engine import prepare_cpu
 from miti_detr.engine.optimizer import build_optimizer, is_backbone
 
-from .meters import Clock
-from .plain import build_plain
+from .loop_criterion import LoopCriterion
 from .spec import BenchSpec, Weights, bench_config, make_inputs
 
 
-class Side:
-    """One implementation with its optimizer and its inputs.
+class Peer:
+    """An implementation with its optimizer and its inputs.
 
     Attributes:
         model: the network.
-        device: where it is.
+        device: device of the network.
     """
 
-    def __init__(self, spec: BenchSpec, side: str, weights: str) -> None:
-        """Build a model of this package with given weights.
+    def __init__(self, spec: BenchSpec, peer: str, weights: str) -> None:
+        """Build a model of this package and load weights.
 
         Args:
-            spec: of the benchmark.
-            side: ``ours``, ``detr`` or ``plain``.
+            spec: what to measure.
+            peer: ``ours``, ``detr`` or ``plain``.
             weights: checkpoint of :func:`make_weights`.
         """
-        cfg = bench_config(spec, side)
-        if side != "plain" and cfg.MODEL.DEVICE == "cpu":
+        cfg = bench_config(spec, peer)
+        if peer != "plain" and cfg.MODEL.DEVICE == "cpu":
             prepare_cpu()  # as the commands of this package do
         self.cfg = cfg
         self.precision = spec.precision
         self.inputs = make_inputs(cfg, spec)
-        model = build_plain(cfg) if side == "plain" else build_model(cfg)
+        model = build_plain(cfg) if peer == "plain" else build_model(cfg)
         model.load_state_dict(torch.load(weights, map_location="cpu")["model"], strict=True)
         self.model: Any = model
         self.device = next(model.parameters()).device
-        self.optimizer = self._plain_optimizer() if side == "plain" else build_optimizer(cfg, model)
+        self.optimizer = self._plain_optimizer() if peer == "plain" else build_optimizer(cfg, model)
 
     def infer(self) -> None:
-        """One inference step, from images of uint8 to boxes in pixels."""
-        with torch.no_grad(), self.autocast():
+        """Run one inference step, from uint8 images to boxes in pixels."""
+        with torch.no_grad(), autocast(self.device, self.precision):
             self.model(self.inputs)
 
     def outputs(self) -> tuple[Tensor, Tensor]:
-        """Last decoder layer's logits (N, Q, K+1) and boxes (N, Q, 4), in inference."""
-        with torch.no_grad(), self.autocast():
+        """Return logits (N, Q, K+1) and boxes (N, Q, 4) of the last decoder layer, in inference."""
+        with torch.no_grad(), autocast(self.device, self.precision):
             prediction = self.model.predict(self.inputs)
         return prediction.logits[-1], prediction.boxes[-1]
 
     def loss(self, clock: Clock) -> Tensor:
-        """Total loss of a training step; marks ``forward`` and ``criterion``."""
-        with self.autocast():
+        """Return the total loss of a training step; marks ``forward`` and ``criterion``."""
+        with autocast(self.device, self.precision):
             prediction = self.model.predict(self.inputs)
             clock.mark("forward")
-            queries = self.model.embed_queries(self.inputs)
-            losses = self.model.losses(prediction, self.inputs, queries)
+            losses = self.model.losses(prediction, self.inputs)
             total = torch.stack(list(losses.values())).sum()
         clock.mark("criterion")
         return total
 
     def train_step(self, clock: Clock) -> float:
-        """One training step, with marks ``forward``, ``criterion``, ``backward``, ``optimizer``."""
+        """Run a training step; marks ``forward``, ``criterion``, ``backward``, ``optimizer``."""
         total = self.loss(clock)
         total.backward()
         clock.mark("backward")
@@ -80,16 +79,12 @@ class Side:
         return total.item()
 
     def update(self) -> None:
-        """Clip the gradients, change the weights, drop the gradients."""
+        """Clip the gradients, update the weights and release the gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """The precision of the benchmark."""
-        return autocast(self.device, self.precision)
-
     def _plain_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW of torch with its defaults, and clipping before the step."""
+        """Build AdamW with the defaults of torch, and clip the gradients before each step."""
         optimizer = torch.optim.AdamW(list(self._groups()), weight_decay=self._solver.WEIGHT_DECAY)
         self._clip_before(optimizer)
         return optimizer
@@ -116,14 +111,30 @@ class Side:
         optimizer.register_step_pre_hook(hook)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Autocast to ``bfloat16`` or ``float16``; with ``float32`` nothing is cast."""
-    dtype = None if precision == "float32" else getattr(torch, precision)
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+def build_plain(cfg: CfgNode) -> nn.Module:
+    """Build the model of a config without acceleration, with the set loss as published.
+
+    Args:
+        cfg: config of a ``MitiDetr``; it is not changed.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ACCELERATE = False
+    model = build_model(cfg)
+    detr = cfg.MODEL.DETR
+    model.criterion = LoopCriterion(
+        num_classes=detr.NUM_CLASSES,
+        class_weight=detr.CLASS_WEIGHT,
+        l1_weight=detr.L1_WEIGHT,
+        giou_weight=detr.GIOU_WEIGHT,
+        no_object_weight=detr.NO_OBJECT_WEIGHT,
+        deep_supervision=detr.DEEP_SUPERVISION,
+    ).to(model.device)
+    return model
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Set every dropout of a model of any side, also those that are numbers of a module."""
+    """Set every dropout probability of a model of any peer, modules and attributes alike."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
@@ -132,10 +143,10 @@ def set_dropout(model: nn.Module, probability: float) -> None:
                 setattr(module, name, probability)
 
 
-def build_side(spec: BenchSpec, side: str, weights: Weights) -> Side:
-    """Build one of ``SIDES`` with given weights."""
-    if side == "hf":
-        from .huggingface import HuggingFaceSide
+def build_peer(spec: BenchSpec, peer: str, weights: Weights) -> Peer:
+    """Build one of ``PEERS`` and load weights."""
+    if peer == "hf":
+        from .huggingface import HuggingFacePeer
 
-        return HuggingFaceSide(spec, weights.hf_folder)
-    return Side(spec, side, weights.path)
+        return HuggingFacePeer(spec, weights.hf_folder)
+    return Peer(spec, peer, weights.path)

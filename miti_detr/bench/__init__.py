@@ -1,0 +1,1 @@
+"""Time, memory and size of a model on this machine."""
