@@ -1,36 +1,39 @@
 """Every snippet of README.md and docs/*.md runs, or is checked as far as it can be without data.
 
-``python`` blocks run one by one, each in a namespace and a folder of its own, after the first one
-of their page, from which the others may go on. What they read is there: the built-in data set (a
-few images), ``photo.jpg``, ``data/``, and weights. ``yaml`` blocks are merged into a config and
-their backbone is built, or they are a study whose runs are planned. Of ``sh`` blocks, each command
-is parsed by its own parser. ``miti-detr`` and, in one process, ``train_net.py`` also run, for one
-step of a small network; what would take minutes does not.
+``python`` blocks and commands run in processes of their own (``snippets.py``), each block in its
+own folder. A ``python`` block runs after the first one of its page, which it may continue. The
+files that snippets read exist: the built-in data set (a few images), ``photo.jpg``, ``data/`` and
+weights.
+``yaml`` blocks are merged into a config whose backbone is built, or they are a study whose runs are
+planned. Of ``sh`` blocks, each command is parsed by its own parser. ``miti-detr`` and, for one step
+of a small network, ``train_net.py`` also run; commands that would take minutes do not.
 """
 
-import argparse
-import contextlib
+import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from detectron2.modeling import build_model
 from PIL import Image
 
 import train_net
 from miti_detr import add_miti_detr_config
 from miti_detr.checkpoint import MitiDetrCheckpointer, to_official
-from miti_detr.cli.main import _take_overrides, build_parser, main
-from miti_detr.engine import NonFiniteError, run
+from miti_detr.cli.main import _take_overrides, build_parser
+from miti_detr.engine import NonFiniteError
 from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
 from miti_detr.modeling import MaskedBackbone
 from miti_detr.modeling.detr import build_backbone
@@ -140,35 +143,56 @@ def _small_official_files(folder: Path) -> None:
     torch.save({**official, "criterion": torch.nn.Identity()}, folder / "old.pth")
 
 
-@pytest.fixture
-def place(
-    supplies: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Path]:
-    """A working folder with the supplies; what a snippet registers goes away again."""
+def make_place(supplies: Path, folder: Path) -> Path:
+    """A working folder with the supplies."""
+    folder.mkdir()
     for item in supplies.iterdir():
-        (tmp_path / item.name).symlink_to(item)
-    (tmp_path / "output").unlink()
-    shutil.copytree(supplies / "output", tmp_path / "output")
-    monkeypatch.chdir(tmp_path)
-    registries: list[Any] = [DatasetCatalog, BACKBONE_REGISTRY._obj_map]
-    before = [set(registry) for registry in registries]
-    yield tmp_path
-    for registry, names in zip(registries, before, strict=True):
-        for name in set(registry) - names:
-            registry.pop(name)
-            with contextlib.suppress(KeyError):
-                MetadataCatalog.remove(name)
+        if item.name == "output":
+            shutil.copytree(item, folder / "output")
+        else:
+            (folder / item.name).symlink_to(item)
+    return folder
 
 
-@of("python")
-def test_python(block: Block, place: Path) -> None:
-    first = next(b for b in BLOCKS if b.page == block.page and b.language == "python")
-    namespace: dict[str, Any] = {"__name__": "snippet"}
-    for part in dict.fromkeys((first, block)):
-        lines = "\n" * (part.line - 1)  # so that a traceback names the line of the page
-        exec(compile(lines + part.text, part.page, "exec"), namespace)
+def run_jobs(jobs: list[dict[str, Any]], supplies: Path) -> None:
+    """Run jobs of ``snippets.py``, and show the output of all that fail."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/snippets.py"],
+        input=json.dumps(jobs),
+        env={
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "",
+            "DETECTRON2_DATASETS": str(supplies / "datasets"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0
+    results = json.loads(done.stdout)
+    assert len(results) == len(jobs) > 0
+    failures = [f"{name}: {output}" for name, output in results.items() if output]
+    assert not failures, "\n".join(failures)
+
+
+def name_of(block: Block) -> str:
+    return f"{block.page}_{block.line}"
+
+
+def test_python(supplies: Path, tmp_path: Path) -> None:
+    jobs = []
+    for block in [b for b in BLOCKS if b.language == "python"]:
+        first = next(b for b in BLOCKS if b.page == block.page and b.language == "python")
+        parts = [
+            {"file": part.page, "line": part.line, "text": part.text}
+            for part in dict.fromkeys((first, block))
+        ]
+        folder = make_place(supplies, tmp_path / name_of(block))
+        jobs.append({"name": name_of(block), "folder": str(folder), "steps": [{"parts": parts}]})
+    run_jobs(jobs, supplies)
 
 
 @of("yaml")
@@ -200,41 +224,51 @@ def check_overrides(words: list[str], config: str) -> None:
     cfg.merge_from_list(words)
 
 
-def check_train_net(words: list[str], monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    monkeypatch.setattr("sys.argv", words)
-    args: argparse.Namespace = train_net.parse_args()
+def train_net_step(words: list[str]) -> dict[str, Any] | None:
+    """Check the words of ``train_net.py``. Returns the step that runs it, if it can run here."""
+    with mock.patch("sys.argv", ["train_net.py", *words]):
+        args = train_net.parse_args()
     if args.config_file.startswith("configs/"):
         assert (ROOT / args.config_file).is_file(), args.config_file
     check_overrides(args.opts, args.config_file)
     if args.num_gpus > 1 or args.config_file == "CONFIG":
-        return
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    if args.config_file.startswith("configs/"):
-        args.config_file = str(ROOT / args.config_file)
+        return None
     small = SMALL if "/coco/" in args.config_file else SMALL[len(RESNET18) :]
-    args.opts += [str(word) for word in small]
+    words = [*words, *(str(word) for word in small)]
     if "pretrain" in args.config_file:
-        args.opts += ["MODEL.DETR.NUM_CLASSES", "2"]
+        words += ["MODEL.DETR.NUM_CLASSES", "2"]
     if "DATASETS.COCO_FORMAT" not in args.opts:
-        names = ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "('shapes_val',)"]
-        args.opts += names
+        words += ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "('shapes_val',)"]
     if "MODEL.WEIGHTS" not in args.opts:
-        args.opts += ["MODEL.WEIGHTS", ""]
-    assert run(train_net.main, args) == 0
-    assert (place / "output").is_dir()
+        words += ["MODEL.WEIGHTS", ""]
+    program = ROOT / "train_net.py"
+    part = {"file": str(program), "line": 1, "text": program.read_text()}
+    return {"argv": [str(program), *absolute(words)], "module": "__main__", "parts": [part]}
 
 
-def check_miti_detr(words: list[str]) -> None:
+def miti_detr_step(words: list[str]) -> dict[str, Any] | None:
+    """Check the words of ``miti-detr``. Returns the step that runs it, if it can run here."""
     parser = build_parser()
     args, rest = parser.parse_known_args(words)
     _take_overrides(parser, args, rest)
-    files = [args.config_file] if hasattr(args, "config_file") else [""]
-    for file in files[0] if isinstance(files[0], list) else files:
-        assert not file or (ROOT / file).is_file(), file
-        check_overrides(getattr(args, "overrides", []), file or "")
-    if words[0] not in ("bench", "compare"):  # they take minutes
-        here = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
-        assert main(here) == 0
+    file = getattr(args, "config_file", None) or ""
+    for name in [file] if isinstance(file, str) else file:
+        assert not name or (ROOT / name).is_file(), name
+        check_overrides(getattr(args, "overrides", []), name)
+    if words[0] in ("bench", "compare") or "--theory" in words:  # they take minutes
+        return None
+    text = f"import sys\nfrom miti_detr.cli.main import main\nsys.exit(main({absolute(words)!r}))"
+    return {"parts": [{"file": "miti-detr", "line": 1, "text": text}]}
+
+
+def absolute(words: list[str]) -> list[str]:
+    return [str(ROOT / word) if word.startswith("configs/") else word for word in words]
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [word for word in words if "=" not in word]
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
 
 
 def check_pip(words: list[str]) -> None:
@@ -243,21 +277,29 @@ def check_pip(words: list[str]) -> None:
         assert set(extras.split(",")) <= project["optional-dependencies"].keys()
 
 
-@of("sh")
-def test_sh(block: Block, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    for words in commands_of(block.text):
-        if words[0] == "make":
-            targets = [word for word in words[1:] if "=" not in word]
-            makefile = (ROOT / "Makefile").read_text()
-            assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
-        elif words[:2] == ["python", "train_net.py"]:
-            check_train_net(words[1:], monkeypatch, place)
-        elif words[0] == "miti-detr":
-            check_miti_detr(words[1:])
-        elif words[:2] == ["pip", "install"]:
-            check_pip(words[2:])
-        else:
-            assert words[0] in ("cd", "git", "export"), f"nothing here checks {words}"
+def step_of(words: list[str]) -> dict[str, Any] | None:
+    """Check a command. Returns the step that runs it, if it can run here."""
+    if words[:2] == ["python", "train_net.py"]:
+        return train_net_step(words[2:])
+    if words[0] == "miti-detr":
+        return miti_detr_step(words[1:])
+    if words[0] == "make":
+        check_make(words[1:])
+    elif words[:2] == ["pip", "install"]:
+        check_pip(words[2:])
+    else:
+        assert words[0] in ("cd", "git", "export"), f"nothing here checks {words}"
+    return None
+
+
+def test_sh(supplies: Path, tmp_path: Path) -> None:
+    jobs = []
+    for block in [b for b in BLOCKS if b.language == "sh"]:
+        steps = [step for words in commands_of(block.text) if (step := step_of(words))]
+        if steps:
+            folder = make_place(supplies, tmp_path / name_of(block))
+            jobs.append({"name": name_of(block), "folder": str(folder), "steps": steps})
+    run_jobs(jobs, supplies)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
