@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from torch import nn
 
 from miti_detr import add_miti_detr_config
 
@@ -42,6 +44,15 @@ def tiny_config(*overrides: Any) -> CfgNode:
     )
     cfg.merge_from_list(list(overrides))
     return cfg
+
+
+def build_on_meta(cfg: CfgNode) -> nn.Module:
+    """Build the model of a config without parameter values, in a tenth of the time."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
 
 
 def training_input(

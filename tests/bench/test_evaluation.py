@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from miti_detr.bench.evaluation import count_parameters, time_evaluation
 from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.engine import setup_config
-from tests.helpers import ROOT
+from tests.helpers import ROOT, build_on_meta
 from tests.small_shapes import small_shapes
 
 CONFIG = str(ROOT / "configs/shapes/miti_detr.yaml")
@@ -63,8 +63,8 @@ def test_the_published_number_of_parameters() -> None:
     """The number in the paper is that of 91 classes."""
     config = str(ROOT / "configs/coco/miti_detr_R50.yaml")
     for classes, number in ((80, 41_299_541), (91, 41_302_368)):
-        words = ("MODEL.DEVICE", "meta", "MODEL.DETR.NUM_CLASSES", str(classes))
-        found = count_parameters(build_model(setup_config(config, words)))
+        cfg = setup_config(config, ("MODEL.DETR.NUM_CLASSES", str(classes)))
+        found = count_parameters(build_on_meta(cfg))
         assert found["trainable"] == number
         # Stem and res2, which are frozen: convolutions of 64 and 256 channels
         assert found["parameters"] - number == 222_400

@@ -10,7 +10,7 @@ from torch import nn
 
 from miti_detr import add_miti_detr_config
 from miti_detr.modeling import MitiDetr, SetPrediction
-from tests.helpers import ROOT, tiny_config, training_input
+from tests.helpers import ROOT, build_on_meta, tiny_config, training_input
 
 RESIDUALS = ["none", "before_norm", "after_norm"]
 
@@ -43,7 +43,7 @@ def config_of(path, *overrides):
 
 
 def trainable(cfg):
-    return sum(p.numel() for p in build_model(cfg).parameters() if p.requires_grad)
+    return sum(p.numel() for p in build_on_meta(cfg).parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)
@@ -76,7 +76,7 @@ MODEL_CONFIGS = [p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name 
 )
 def test_every_config_builds(path):
     cfg = config_of(path)
-    made = build_model(cfg)
+    made = build_on_meta(cfg)
     assert isinstance(made, MitiDetr)
     name = path.stem
     if name != "Base-DETR" and not name.startswith("Base"):
