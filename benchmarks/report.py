@@ -155,13 +155,12 @@ def scaling_table(variable: str, points: Sequence[Mapping[str, Any]]) -> str:
         variable: name of the variable.
         points: result of :func:`bench_scaling`.
     """
-    plain = any("plain" in point for point in points)
+    plain = all("plain" in point for point in points)
     rows = []
     for point in points:
         row = [f"{point['value']:,}", *_scaling_cells(point["ours"])]
         if plain:
-            row += _scaling_cells(point["plain"]) if "plain" in point else ["too large", ""]
-            row.append(_speed(point["times_as_fast"]) if "plain" in point else "")
+            row += [*_scaling_cells(point["plain"]), _speed(point["times_as_fast"])]
         rows.append(row)
     headers = [variable, "ms", "MiB added"] + (["plain: ms", "MiB added", OURS_IS] if plain else [])
     lines = [line for peer in ("ours", "plain") for line in _scaling_lines(points, peer)]

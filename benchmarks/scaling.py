@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from miti_detr.accelerate import accelerate
 from miti_detr.bench.inputs import autocast
-from miti_detr.bench.machine import physical_memory
 from miti_detr.bench.meters import Clock, start_memory
 from miti_detr.modeling import HungarianMatcher, SetCriterion, Target
 from miti_detr.modeling.transformer import ResidualTransformer
@@ -42,28 +41,24 @@ class Point:
         grid: (h, w) of the feature.
         queries: Q.
         objects: number of objects per image, to measure the set loss; None measures encoder and
-            decoder.
-        train: whether gradients are computed.
+            decoder, forward only.
     """
 
     batch: int
     grid: tuple[int, int]
     queries: int
     objects: int | None = None
-    train: bool = False
 
 
-def bench_scaling(
-    spec: BenchSpec, variable: str, *, plain: bool = False, train: bool = False
-) -> list[dict[str, Any]]:
+def bench_scaling(spec: BenchSpec, variable: str, *, plain: bool = False) -> list[dict[str, Any]]:
     """Measure the cost at several values of one variable; ``spec`` gives the other variables.
+
+    Encoder and decoder are measured forward, the set loss forward and backward.
 
     Args:
         spec: what to measure. Its first size gives the grid.
         variable: one of ``VARIABLES``.
-        plain: whether to measure the plain form in turn, where its memory suffices.
-        train: whether to measure forward and backward instead of forward only. The set loss is
-            always measured with both.
+        plain: whether to measure the plain form in turn.
 
     Returns:
         For each value its ``value``, the ``point``, and for each peer the median ``seconds`` and
@@ -74,12 +69,9 @@ def bench_scaling(
         ValueError: the variable is unknown.
     """
     result = []
-    for value, point in _points(spec, variable, train):
-        peers = ["ours"]
-        if plain and _fits(spec, point):
-            peers.append("plain")
+    for value, point in _points(spec, variable):
         measured = alternate(
-            peers,
+            ["ours", "plain"] if plain else ["ours"],
             _prepare_criterion if point.objects is not None else _prepare_transformer,
             (spec, point),
             threads=spec.threads,
@@ -91,7 +83,7 @@ def bench_scaling(
     return result
 
 
-def _points(spec: BenchSpec, variable: str, train: bool) -> list[tuple[int, Point]]:
+def _points(spec: BenchSpec, variable: str) -> list[tuple[int, Point]]:
     if variable not in VARIABLES:
         raise ValueError(f"unknown variable {variable!r}. Use one of {', '.join(VARIABLES)}")
     cfg = bench_config(spec)
@@ -101,7 +93,6 @@ def _points(spec: BenchSpec, variable: str, train: bool) -> list[tuple[int, Poin
         batch=spec.batch,
         grid=(-(-height // stride), -(-width // stride)),
         queries=cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
-        train=train,
     )
     change = dataclasses.replace
     if variable == "tokens":
@@ -110,17 +101,7 @@ def _points(spec: BenchSpec, variable: str, train: bool) -> list[tuple[int, Poin
         return [(queries, change(base, queries=queries)) for queries in QUERIES]
     if variable == "batch":
         return [(batch, change(base, batch=batch)) for batch in BATCHES]
-    return [(objects, change(base, objects=objects, train=True)) for objects in OBJECTS]
-
-
-def _fits(spec: BenchSpec, point: Point) -> bool:
-    """Return whether the attention weights of the plain form fit in half of the memory."""
-    if point.objects is not None:
-        return True
-    detr = bench_config(spec).MODEL.DETR
-    tokens = point.grid[0] * point.grid[1]
-    copies = 4 * detr.ENC_LAYERS if point.train else 3  # logits, softmax, dropout and its mask
-    return 4 * copies * detr.NHEADS * point.batch * tokens**2 < physical_memory() / 2
+    return [(objects, change(base, objects=objects)) for objects in OBJECTS]
 
 
 def _summary(measured: Alternation) -> dict[str, Any]:
@@ -139,18 +120,15 @@ def _prepare_transformer(peer: str, spec: BenchSpec, point: Point) -> tuple[None
     model = ResidualTransformer(cfg)
     if peer == "ours":
         accelerate(model)
-    model.train(point.train).to(device)
+    model.eval().to(device)
     shape = (point.batch, cfg.MODEL.DETR.HIDDEN_DIM, *point.grid)
     source, position = (torch.randn(shape, device=device) for _ in range(2))
     queries = torch.randn(point.queries, shape[1], device=device)
     mask = torch.zeros(point.batch, *point.grid, dtype=torch.bool, device=device)
 
     def work() -> None:
-        with torch.set_grad_enabled(point.train), autocast(device, spec.precision):
-            states, _ = model(source, mask, queries, position)
-        if point.train:
-            states.float().square().mean().backward()
-            model.zero_grad()
+        with torch.no_grad(), autocast(device, spec.precision):
+            model(source, mask, queries, position)
 
     return _timed(work, device)
 

@@ -1,5 +1,4 @@
 import dataclasses
-from typing import Any
 
 import pytest
 
@@ -22,21 +21,21 @@ def test_one_variable_changes_and_the_others_stay() -> None:
         "tokens": [(6, {"batch": 1}), (20, {"batch": 1, "grid": (4, 5)})],
         "queries": [(3, {"queries": 3}), (8, {"queries": 8})],
         "batch": [(1, {"batch": 1}), (3, {"batch": 3})],
-        "objects": [(0, {"objects": 0, "train": True}), (9, {"objects": 9, "train": True})],
+        "objects": [(0, {"objects": 0}), (9, {"objects": 9})],
     }
     assert set(expected) == set(VARIABLES)
     for variable, values in expected.items():
         points = [(value, dataclasses.replace(base, **change)) for value, change in values]
-        assert scaling._points(spec, variable, False) == points
+        assert scaling._points(spec, variable) == points
     dilated = small_spec("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.RES5_DILATION", 2)
-    assert scaling._points(dilated, "batch", False)[0][1].grid == (4, 6)
+    assert scaling._points(dilated, "batch")[0][1].grid == (4, 6)
     with pytest.raises(ValueError, match=r"unknown variable 'depth'\. Use one of tokens, queries"):
         bench_scaling(spec, "depth")
 
 
-@pytest.mark.parametrize(("variable", "train"), [("tokens", True), ("objects", False)])
-def test_both_peers_are_measured(variable: str, train: bool, inline: None) -> None:
-    points = bench_scaling(small_spec(repeats=2), variable, plain=True, train=train)
+@pytest.mark.parametrize("variable", ["tokens", "objects"])
+def test_both_peers_are_measured(variable: str, inline: None) -> None:
+    points = bench_scaling(small_spec(repeats=2), variable, plain=True)
     assert [point["value"] for point in points] == ([6, 20] if variable == "tokens" else [0, 9])
     for point in points:
         for peer in ("ours", "plain"):
@@ -49,13 +48,3 @@ def test_both_peers_are_measured(variable: str, train: bool, inline: None) -> No
 def test_alone_there_is_no_ratio(inline: None) -> None:
     points = bench_scaling(small_spec(), "queries")
     assert [set(point) for point in points] == [{"value", "point", "ours"}] * 2
-
-
-def test_the_plain_form_is_left_out_where_memory_does_not_suffice(
-    inline: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three copies of the attention weights, 2 heads x tokens squared, float32."""
-    enough: Any = 2 * (4 * 3 * 2 * 20**2)  # they may take half of the machine
-    monkeypatch.setattr(scaling, "physical_memory", lambda: enough)
-    points = bench_scaling(small_spec(), "tokens", plain=True)
-    assert ["plain" in point for point in points] == [True, False]
