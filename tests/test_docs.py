@@ -231,7 +231,7 @@ def train_net_step(words: list[str]) -> dict[str, Any] | None:
     if args.config_file.startswith("configs/"):
         assert (ROOT / args.config_file).is_file(), args.config_file
     check_overrides(args.opts, args.config_file)
-    if args.num_gpus > 1 or args.config_file == "CONFIG":
+    if (args.num_gpus or 0) > 1 or args.config_file == "CONFIG":
         return None
     small = SMALL if "/coco/" in args.config_file else SMALL[len(RESNET18) :]
     words = [*words, *(str(word) for word in small)]
