@@ -1,4 +1,4 @@
-# make train | compare | bench | quick | test | lint | setup | help. Every target first makes or
+# make train | compare | bench | quick | fuzz | test | lint | setup | help. Every target first makes or
 # repairs the environment (tools/setup_env.sh).
 
 CONFIG ?= configs/shapes/miti_detr.yaml
@@ -6,6 +6,7 @@ OUTPUT ?= output/$(basename $(patsubst configs/%,%,$(CONFIG)))
 STUDY ?= configs/studies/shapes_6x6.yaml
 ARGS ?=
 JOBS ?= 2
+EXAMPLES ?= 2000
 
 export PYTHON
 ENV_PYTHON = "$$(sh tools/setup_env.sh --print-python)"
@@ -13,7 +14,7 @@ COVERAGE = --cov=miti_detr --cov-report=term --cov-fail-under=90
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -m pytest -n $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train compare bench quick test lint
+.PHONY: help setup train compare bench quick fuzz test lint
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -38,6 +39,9 @@ bench: setup ## measure the runs of benchmarks/runs.yaml into output/bench; skip
 
 quick: setup ## run the quick tests, in less than a minute
 	@$(PYTEST) -m "not slow" $(ARGS)
+
+fuzz: setup ## try EXAMPLES random configs, annotation files, images and studies of each kind
+	@MITI_DETR_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/fuzz $(ARGS)
 
 test: setup ## run the whole test suite with line coverage, or the tests in ARGS
 	@$(PYTEST) $(if $(strip $(ARGS)),$(ARGS),$(COVERAGE))

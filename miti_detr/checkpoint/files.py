@@ -224,10 +224,16 @@ def _load_archive(path: str, *, safe: bool) -> object:
         raise CheckpointError("cut off while it was written: the archive has no end")
     with zipfile.ZipFile(path) as archive:
         names = {name.rpartition("/")[2] for name in archive.namelist()}
+        damaged = archive.testzip()  # torch does not look at the checksums
     if "constants.pkl" in names:
         raise CheckpointError("a TorchScript program; save the state dict of the model instead")
     if "data.pkl" not in names:
         raise CheckpointError("an archive, but not one that torch.save writes (no data.pkl in it)")
+    if damaged is not None:
+        raise CheckpointError(
+            f"damaged: the checksum of {damaged} in it is wrong. Copy the file again, or use "
+            "another checkpoint"
+        )
     return _load_torch(path, safe=safe)
 
 
