@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from miti_detr.accelerate import accelerate
 from miti_detr.modeling.transformer import (
     DecoderLayer,
     EncoderLayer,
@@ -15,7 +16,18 @@ from tests.helpers import load_golden
 
 LAYERS, TRANSFORMER = load_golden("layers"), load_golden("transformer")
 VARIANTS = ["none", "before_norm"]
+ACCELERATE = [False]  # of the models below; see the fixture
 SMALL = {"d_model": 32, "nhead": 4, "dim_feedforward": 64, "dropout": 0.1}
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "accelerated"], autouse=True)
+def _speed(request):
+    """Every test of this module runs with the plain and with the accelerated model."""
+    ACCELERATE[0] = request.param
+
+
+def made_fast(model):
+    return accelerate(model) if ACCELERATE[0] else model
 
 
 def transformer(**changes):
@@ -26,14 +38,14 @@ def transformer(**changes):
         "pre_norm": False,
         "layer_residual": "none",
     }
-    return ResidualTransformer(**{**arguments, **changes}).eval()
+    return made_fast(ResidualTransformer(**{**arguments, **changes}).eval())
 
 
 def layer(kind, variant, norm, dtype):
     made = kind(**SMALL, pre_norm=norm == "pre", layer_residual=variant)
     stack = "encoder" if kind is EncoderLayer else "decoder"
     made.load_state_dict(filled(made.state_dict(), f"transformer.{stack}.layers.0."))
-    return made.eval().to(dtype)
+    return made_fast(made.eval().to(dtype))
 
 
 def inputs(dtype, *names):
