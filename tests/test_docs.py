@@ -239,6 +239,8 @@ def train_net_step(words: list[str]) -> dict[str, Any] | None:
         words += ["MODEL.DETR.NUM_CLASSES", "2"]
     if "DATASETS.COCO_FORMAT" not in args.opts:
         words += ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "('shapes_val',)"]
+    if args.resume:  # the folder of the other commands holds weights without a run
+        words += ["OUTPUT_DIR", "output/resumed"]
     if "MODEL.WEIGHTS" not in args.opts:
         words += ["MODEL.WEIGHTS", ""]
     program = ROOT / "train_net.py"

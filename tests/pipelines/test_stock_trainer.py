@@ -86,7 +86,7 @@ def test_weights_of_another_variant(cfg: CfgNode, weights: str) -> None:
         StockTrainer.test(cfg, trainer.model)
     trainer.model.train()
     trainer.train()
-    assert trainer.iter == cfg.SOLVER.MAX_ITER - 1
+    assert trainer.iter == cfg.SOLVER.MAX_ITER
 
 
 def test_periodic_and_best_checkpointer(cfg: CfgNode) -> None:
