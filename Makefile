@@ -11,7 +11,7 @@ EXAMPLES ?= 2000
 export PYTHON
 ENV_PYTHON = "$$(sh tools/setup_env.sh --print-python)"
 COVERAGE = --cov=miti_detr --cov-report=term --cov-fail-under=90
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -m pytest -n $(JOBS)
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train compare bench quick fuzz test lint

@@ -182,6 +182,7 @@ def name_of(block: Block) -> str:
     return f"{block.page}_{block.line}"
 
 
+@pytest.mark.slow
 def test_python(supplies: Path, tmp_path: Path) -> None:
     jobs = []
     for block in [b for b in BLOCKS if b.language == "python"]:
@@ -195,6 +196,7 @@ def test_python(supplies: Path, tmp_path: Path) -> None:
     run_jobs(jobs, supplies)
 
 
+@pytest.mark.slow
 @of("yaml")
 def test_yaml(block: Block, tmp_path: Path) -> None:
     if "arms:" in block.text:  # a study file, as it would stand beside those of the project
@@ -224,15 +226,15 @@ def check_overrides(words: list[str], config: str) -> None:
     cfg.merge_from_list(words)
 
 
-def train_net_step(words: list[str]) -> dict[str, Any] | None:
-    """Check the words of ``train_net.py``. Returns the step that runs it, if it can run here."""
+def train_net_steps(words: list[str]) -> list[dict[str, Any]]:
+    """Check the words of ``train_net.py``. Returns the steps that run it, if it can run here."""
     with mock.patch("sys.argv", ["train_net.py", *words]):
         args = train_net.parse_args()
     if args.config_file.startswith("configs/"):
         assert (ROOT / args.config_file).is_file(), args.config_file
     check_overrides(args.opts, args.config_file)
     if (args.num_gpus or 0) > 1 or args.config_file == "CONFIG":
-        return None
+        return []
     small = SMALL if "/coco/" in args.config_file else SMALL[len(RESNET18) :]
     words = [*words, *(str(word) for word in small)]
     if "pretrain" in args.config_file:
@@ -245,10 +247,17 @@ def train_net_step(words: list[str]) -> dict[str, Any] | None:
         words += ["MODEL.WEIGHTS", ""]
     program = ROOT / "train_net.py"
     part = {"file": str(program), "line": 1, "text": program.read_text()}
-    return {"argv": [str(program), *absolute(words)], "module": "__main__", "parts": [part]}
+    runs = [words]
+    if args.resume:  # a run that can be resumed comes first
+        words += ["OUTPUT_DIR", f"output/resumed_{len(words)}"]
+        runs = [[word for word in words if word != "--resume"], words]
+    return [
+        {"argv": [str(program), *absolute(run)], "module": "__main__", "parts": [part]}
+        for run in runs
+    ]
 
 
-def miti_detr_step(words: list[str]) -> dict[str, Any] | None:
+def miti_detr_steps(words: list[str]) -> list[dict[str, Any]]:
     """Check the words of ``miti-detr``. Returns the step that runs it, if it can run here."""
     parser = build_parser()
     args, rest = parser.parse_known_args(words)
@@ -258,9 +267,9 @@ def miti_detr_step(words: list[str]) -> dict[str, Any] | None:
         assert not name or (ROOT / name).is_file(), name
         check_overrides(getattr(args, "overrides", []), name)
     if words[0] in ("bench", "compare") or "--theory" in words:  # they take minutes
-        return None
+        return []
     text = f"import sys\nfrom miti_detr.cli.main import main\nsys.exit(main({absolute(words)!r}))"
-    return {"parts": [{"file": "miti-detr", "line": 1, "text": text}]}
+    return [{"parts": [{"file": "miti-detr", "line": 1, "text": text}]}]
 
 
 def absolute(words: list[str]) -> list[str]:
@@ -279,25 +288,26 @@ def check_pip(words: list[str]) -> None:
         assert set(extras.split(",")) <= project["optional-dependencies"].keys()
 
 
-def step_of(words: list[str]) -> dict[str, Any] | None:
-    """Check a command. Returns the step that runs it, if it can run here."""
+def steps_of(words: list[str]) -> list[dict[str, Any]]:
+    """Check a command. Returns the steps that run it, if it can run here."""
     if words[:2] == ["python", "train_net.py"]:
-        return train_net_step(words[2:])
+        return train_net_steps(words[2:])
     if words[0] == "miti-detr":
-        return miti_detr_step(words[1:])
+        return miti_detr_steps(words[1:])
     if words[0] == "make":
         check_make(words[1:])
     elif words[:2] == ["pip", "install"]:
         check_pip(words[2:])
     else:
         assert words[0] in ("cd", "git", "export"), f"nothing here checks {words}"
-    return None
+    return []
 
 
+@pytest.mark.slow
 def test_sh(supplies: Path, tmp_path: Path) -> None:
     jobs = []
     for block in [b for b in BLOCKS if b.language == "sh"]:
-        steps = [step for words in commands_of(block.text) if (step := step_of(words))]
+        steps = [step for words in commands_of(block.text) for step in steps_of(words)]
         if steps:
             folder = make_place(supplies, tmp_path / name_of(block))
             jobs.append({"name": name_of(block), "folder": str(folder), "steps": steps})

@@ -47,6 +47,7 @@ def config(name, *overrides):
     return r50_config(*RESNET18, "MODEL.WEIGHTS", f"{ZOO}/{name}", *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "pixels"),
     list(itertools.product(["torchvision/R-18.pkl", "MSRA/R-50.pkl"], [(), BGR])),

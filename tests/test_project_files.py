@@ -96,6 +96,7 @@ def test_a_full_disk_is_reported_first(clone: Path, bare_path: Path) -> None:
     assert not (clone / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_the_second_run_returns_at_once(clone: Path, bare_path: Path) -> None:
     """A complete environment runs nothing; a changed requirement makes its stamp invalid."""
     python = write_script(clone / ".venv/bin/python", "exit 1")
@@ -109,6 +110,7 @@ def test_the_second_run_returns_at_once(clone: Path, bare_path: Path) -> None:
     assert run("sh", SETUP, cwd=clone, **options).returncode == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_set_up_is_repaired(clone: Path, bare_path: Path) -> None:
     """Without a stamp the steps run again; the Python here notes them and makes the last fail."""
     script = (

@@ -128,6 +128,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_output_follows_the_weights_however_they_change(dtype, train):

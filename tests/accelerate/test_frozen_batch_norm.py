@@ -34,6 +34,7 @@ def resnet(depth=50, norm="FrozenBN"):
     return model
 
 
+@pytest.mark.slow
 def test_resnet_is_the_same_function_with_the_same_keys_and_gradients():
     plain, folded = resnet().double(), resnet().double()
     assert fold_frozen_batch_norm(folded) == 53
@@ -50,6 +51,7 @@ def test_resnet_is_the_same_function_with_the_same_keys_and_gradients():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_other_norms_are_left_alone():
     model = resnet(norm="GN")
     assert fold_frozen_batch_norm(model) == 0

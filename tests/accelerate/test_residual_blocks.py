@@ -60,6 +60,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_all_features_without_gradient(network):
     plain = resnet(*network)
@@ -73,6 +74,7 @@ def test_all_features_without_gradient(network):
         assert_alike({k: v.float() for k, v in ours(images()).items()}, expected, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_features_and_gradients_in_training(recompute):
     """With the stem and res2 frozen, which are computed without gradient."""
@@ -115,6 +117,7 @@ def test_hooks_see_what_a_module_returns(kinds, count):
     assert_alike(seen[1], seen[0])
 
 
+@pytest.mark.slow
 def test_what_is_changed():
     model = resnet(50)
     assert fuse_residual_blocks(model) == 0  # nothing is folded
@@ -128,6 +131,7 @@ def test_what_is_changed():
     assert not any(isinstance(stage, Stage) for stage in other.stages)
 
 
+@pytest.mark.slow
 def test_copies_and_pickles():
     ours = fused(resnet(18))
     with torch.no_grad():

@@ -36,6 +36,7 @@ def test_without_weights_only_parameters_are_counted(
     assert found.note.startswith(f"no weights: neither {tmp_path}/run/model_final.pth nor ")
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_run_are_evaluated(overrides: tuple[str, ...], tmp_path: Path) -> None:
     path = save_weights(overrides, tmp_path / "run")
     before = sorted((tmp_path / "run").iterdir())
@@ -59,6 +60,7 @@ def test_missing_data_are_named(overrides: tuple[str, ...], tmp_path: Path) -> N
     assert "nowhere_val" in found.note
 
 
+@pytest.mark.slow
 def test_the_published_number_of_parameters() -> None:
     """The number in the paper is that of 91 classes."""
     config = str(ROOT / "configs/coco/miti_detr_R50.yaml")

@@ -23,6 +23,7 @@ def test_a_clock_adds_times_of_the_same_name() -> None:
     assert clock.parts["b"] >= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here"
 )

@@ -46,6 +46,7 @@ def test_random_weights_normalise_the_activations() -> None:
         assert variance.max() < 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_model_is_measured(precision: str) -> None:
     cfg = tiny_config("MODEL.DEVICE", "cpu")

@@ -24,6 +24,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
+@pytest.mark.slow
 def test_the_configs_own_loader(weights: str, tmp_path: Path) -> None:
     with small_shapes(tmp_path):
         found = bench_loader(shapes_spec(), weights, images=47)
@@ -43,6 +44,7 @@ def test_data_that_are_not_here_are_named(
     assert found["missing"].startswith(f"{name}: ")
 
 
+@pytest.mark.slow
 def test_statistics_of_both_evaluators_are_equal() -> None:
     pytest.importorskip("faster_coco_eval")
     found: dict[str, Any] = bench_evaluation(30)

@@ -32,6 +32,7 @@ def peers(weights: Weights) -> tuple[Peer, HuggingFacePeer]:
     return made
 
 
+@pytest.mark.slow
 def test_inference_agrees(peers: tuple[Peer, HuggingFacePeer]) -> None:
     for peer in peers:
         peer.model.eval()
@@ -41,6 +42,7 @@ def test_inference_agrees(peers: tuple[Peer, HuggingFacePeer]) -> None:
     torch.testing.assert_close(boxes, other_boxes, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_first_training_steps_agree(peers: tuple[Peer, HuggingFacePeer]) -> None:
     """Losses of two decoder layers, gradients, clipping and two learning rates, three times."""
     losses = []
@@ -51,6 +53,7 @@ def test_first_training_steps_agree(peers: tuple[Peer, HuggingFacePeer]) -> None
     assert losses[0] == pytest.approx(losses[1], rel=2e-5)
 
 
+@pytest.mark.slow
 def test_all_its_parts_are_timed(peers: tuple[Peer, HuggingFacePeer]) -> None:
     clock = Clock(peers[1].device)
     peers[1].model.train()
@@ -85,6 +88,7 @@ def test_another_choice_of_layers_is_named(
         HuggingFacePeer(SPEC, weights.hf_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze_at", [0, 1, 3])
 def test_the_same_layers_are_trained(weights: Weights, freeze_at: int) -> None:
     """Building it compares the numbers of trainable parameters."""

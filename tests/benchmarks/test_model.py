@@ -29,6 +29,7 @@ def attention(queries: int, keys: int) -> int:
     return 2 * linear(queries, C, C) + 2 * linear(keys, C, C) + 2 * queries * keys * C
 
 
+@pytest.mark.slow
 def test_operations_of_the_parts(counts: dict[str, dict]) -> None:
     """Multiply-adds; fvcore counts 5 a value for a norm. Only the last layer has heads here."""
     norm = 5 * C

@@ -25,6 +25,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Peer, Peer]:
     return Peer(spec, "ours", path), Peer(spec, "plain", path)
 
 
+@pytest.mark.slow
 def test_the_plain_peer_is_plain(peers: tuple[Peer, Peer]) -> None:
     """Otherwise equal results mean nothing: it has neither our acceleration nor our set loss."""
     ours, plain = (peer.model for peer in peers)
@@ -56,6 +57,7 @@ def test_precision_is_that_of_the_work(peers: tuple[Peer, Peer]) -> None:
     assert 1e-3 < (exact - rounded).abs().max() < 0.3
 
 
+@pytest.mark.slow
 def test_training_agrees(peers: tuple[Peer, Peer]) -> None:
     """Loss, the gradient of every parameter, and the weights after the step of the optimizer."""
     ours, plain = peers
@@ -79,6 +81,7 @@ def test_training_agrees(peers: tuple[Peer, Peer]) -> None:
         torch.testing.assert_close(parameter, other[name], rtol=0, atol=3e-4)
 
 
+@pytest.mark.slow
 def test_the_clock_of_a_step_has_every_part(peers: tuple[Peer, Peer]) -> None:
     for peer in peers:
         clock = Clock(peer.device)

@@ -149,6 +149,7 @@ ROOFLINE = {
 }
 
 
+@pytest.mark.slow
 def test_charts(tmp_path: Path) -> None:
     chart.draw_steps("inference", INFERENCE, tmp_path / "inference.png")
     chart.draw_steps("training", training(), tmp_path / "training.png")

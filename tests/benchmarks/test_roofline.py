@@ -40,6 +40,7 @@ def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return bench_roofline(spec, str(tmp_path / "model.pth"))
 
 
+@pytest.mark.slow
 def test_each_part_of_the_step(result: dict[str, Any]) -> None:
     """The heads are 4 linear layers on 2 decoder layers x 2 images x 7 queries, C = 32."""
     assert tuple(result["parts"]) == PARTS
@@ -51,6 +52,7 @@ def test_each_part_of_the_step(result: dict[str, Any]) -> None:
     assert result["step"] == pytest.approx(total)  # of a single repeat
 
 
+@pytest.mark.slow
 def test_the_table_has_the_whole_step(result: dict[str, Any]) -> None:
     result["parts"] = {
         "a": {"forward": 1.0, "backward": 2.0, "flops": 6e9, "share": 0.5},

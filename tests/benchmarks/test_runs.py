@@ -48,6 +48,7 @@ def test_the_list_of_the_project() -> None:
         bench_config(run.spec, run.against or "ours")
 
 
+@pytest.mark.slow
 def test_runs_are_measured_once(tmp_path: Path, inline: None, capsys: Capture) -> None:
     """A failed run does not stop the others; complete runs are skipped the next time."""
     overrides = {**KEYS, **NO_RESIDUAL}
@@ -80,6 +81,7 @@ def test_runs_are_measured_once(tmp_path: Path, inline: None, capsys: Capture) -
     assert capsys.readouterr().out.split("\n")[:3] == ["steps: done", "size: done", "broken: to do"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_writes_its_record(
     kind: str, tmp_path: Path, inline: None, monkeypatch: pytest.MonkeyPatch

@@ -33,6 +33,7 @@ def test_one_variable_changes_and_the_others_stay() -> None:
         bench_scaling(spec, "depth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["tokens", "objects"])
 def test_both_peers_are_measured(variable: str, inline: None) -> None:
     points = bench_scaling(small_spec(repeats=2), variable, plain=True)
@@ -45,6 +46,7 @@ def test_both_peers_are_measured(variable: str, inline: None) -> None:
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
 
 
+@pytest.mark.slow
 def test_alone_there_is_no_ratio(inline: None) -> None:
     points = bench_scaling(small_spec(), "queries")
     assert [set(point) for point in points] == [{"value", "point", "ours"}] * 2

@@ -38,6 +38,7 @@ def prepare(name: str, journal: str) -> tuple[int, Step]:
     return os.getpid(), step
 
 
+@pytest.mark.slow
 def test_a_worker_is_another_process() -> None:
     """One start serves several checks: threads, exceptions that cannot be pickled, memory."""
     with Worker(threads=1) as worker:
@@ -53,6 +54,7 @@ def test_a_worker_is_another_process() -> None:
         assert worker.call(where)[0] == process  # the same process
 
 
+@pytest.mark.slow
 def test_peers_take_turns(inline: None, tmp_path: Any) -> None:
     """A B A B, after a warm-up that is not counted."""
     journal = tmp_path / "journal"
@@ -64,6 +66,7 @@ def test_peers_take_turns(inline: None, tmp_path: Any) -> None:
     assert list(measured.prepared) == list(measured.memory) == ["ours", "plain"]
 
 
+@pytest.mark.slow
 def test_no_further_round_after_the_budget(inline: None, tmp_path: Any) -> None:
     """At least one round is counted."""
     measured = alternate(

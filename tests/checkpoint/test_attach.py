@@ -27,6 +27,7 @@ def resnet18(seed, *overrides):
     return build_model(r50_config(*RESNET18, *overrides))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export", [to_d2_wrapper, reverse_huggingface])
 def test_stock_checkpointer_reads_foreign_files(export, tmp_path, caplog):
     model, other = resnet18(0), resnet18(1)
@@ -101,6 +102,7 @@ def test_strictness_and_mode_do_not_matter(strict):
     miti(inputs)
 
 
+@pytest.mark.slow
 def test_foreign_weights_are_refused_by_a_miti_model_in_evaluation():
     official = to_official(resnet18(0).state_dict(), num_classes=80)
     inputs = [training_input((32, 32), [], [])]

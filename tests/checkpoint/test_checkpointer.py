@@ -291,6 +291,7 @@ def test_only_the_main_process_writes(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_conversion_result_needs_no_model(resnet18):
     """``convert_state_dict`` alone gives what ``load_state_dict(strict=True)`` takes."""
     state, _ = convert_state_dict(to_official(resnet18.state_dict()), num_classes=80)

@@ -24,6 +24,7 @@ NEW_NAMES = (  # of transformers 5, in memory
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "pre_norm", "dropped", "missing"),
     [
@@ -59,6 +60,7 @@ def test_published_models_load_strictly(name, source, pre_norm, dropped, missing
     assert {k: v.shape for k, v in state.items()} == {k: own[k].shape for k in state}
 
 
+@pytest.mark.slow
 def test_published_pretraining_goes_on_in_an_up_detr():
     """Every key of the file is the model's, and the other way round."""
     cfg = r50_config("MODEL.DEVICE", "meta")

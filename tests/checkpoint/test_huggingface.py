@@ -40,6 +40,7 @@ def load(folder):
     return model.eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_official_weights_equal_huggingface(tmp_path):
     """Published R50 keys, 6 + 6 layers: our converter and model against an independent model.
@@ -61,6 +62,7 @@ def test_official_weights_equal_huggingface(tmp_path):
     torch.testing.assert_close(ours.boxes[-1], expected.pred_boxes, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved_by", ["us", "them"])
 def test_folder_loads_into_our_model(saved_by, tmp_path):
     """The folder that we write, and the one that ``save_pretrained`` makes of it."""

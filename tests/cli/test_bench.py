@@ -16,6 +16,7 @@ Capture = pytest.CaptureFixture[str]
 WORDS = ["--threads", "1", "--repeats", "1", "--size", "64x96", "--batch", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("busy", "warned"), [(0.0, False), (1.2, True)])
 def test_a_trained_model(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, busy: float, warned: bool

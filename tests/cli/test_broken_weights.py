@@ -63,6 +63,7 @@ def test_predict_trusts_a_file_if_told(
     assert "it holds a Linear, not weights by name" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eval_only", [True, False])
 @pytest.mark.parametrize("name", ["missing.pth", "cut.pth", "module.pth", "other.pth", "folder"])
 def test_train_net(

@@ -16,6 +16,7 @@ from tests.study.made_runs import write_foreign_run, write_run
 Capture = pytest.CaptureFixture[str]
 
 
+@pytest.mark.slow
 def test_from_runs(tmp_path: Path, capsys: Capture) -> None:
     paths = [write_run(tmp_path / "ours", [10, 20]), write_foreign_run(tmp_path / "theirs")]
     output = tmp_path / "out"
@@ -67,6 +68,7 @@ def test_a_stopped_study_says_how_to_continue(
     assert "/my study'\n" in error
 
 
+@pytest.mark.slow
 def test_train_and_compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

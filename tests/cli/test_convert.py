@@ -29,6 +29,7 @@ def convert(source, target, *options):
     return main(["convert", str(source), str(target), *options])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["detr", "d2-wrapper", "hf"])
 def test_there_and_back(to, folder, tmp_path, capsys):
     assert convert(folder / "detr.pth", tmp_path / "there", "--to", to) == 0
@@ -40,6 +41,7 @@ def test_there_and_back(to, folder, tmp_path, capsys):
     assert lines[-1] == f"wrote {tmp_path / 'back.pth'}"
 
 
+@pytest.mark.slow
 def test_number_of_classes(folder, tmp_path):
     for options, rows in (([], 92), (["--num-classes", "91"], 92), (["--num-classes", "80"], 81)):
         assert convert(folder / "detr.pth", tmp_path / "w", "--to", "detr", *options) == 0
@@ -51,6 +53,7 @@ def test_number_of_classes(folder, tmp_path):
     assert "class_embed.bias" not in read_checkpoint(str(tmp_path / "w"))["model"]
 
 
+@pytest.mark.slow
 def test_record_is_kept_or_stated(folder, tmp_path):
     assert convert(folder / "miti.pth", tmp_path / "w", "--to", "ours") == 0
     record = read_checkpoint(str(tmp_path / "w"))["miti_detr"]
@@ -72,6 +75,7 @@ def test_formats_without_a_record_say_so(folder, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_huggingface_needs_what_the_file_does_not_say(folder, tmp_path, capsys):
     """Heads and DC5 come from the recorded config; without one the assumed values are printed."""
     for source, printed in (("detr.pth", False), ("official.pth", True)):
@@ -84,6 +88,7 @@ def test_a_folder_is_no_file_to_write(folder, tmp_path, capsys):
     assert f"{tmp_path}: a folder; give the name of a file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

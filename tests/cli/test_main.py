@@ -158,6 +158,7 @@ def test_a_broken_pipe_leaves_with_141(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor"]) == 141
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "miti_detr.cli", "curves", str(tmp_path / "gone")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

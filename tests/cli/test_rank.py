@@ -23,6 +23,7 @@ SMALL = [
 CONFIGS = [str(ROOT / f"configs/shapes/{name}.yaml") for name in ("detr", "miti_detr")]
 
 
+@pytest.mark.slow
 def test_random_initialisation_side_by_side(tmp_path: Path, capsys: Capture) -> None:
     """DETR and Miti-DETR with the same random weights agree in layer 0 but not in layer 2."""
     words = [word for config in CONFIGS for word in ("--config-file", config)]
@@ -42,6 +43,7 @@ def test_random_initialisation_side_by_side(tmp_path: Path, capsys: Capture) -> 
         assert picture.width > 800
 
 
+@pytest.mark.slow
 def test_weights_and_images(tmp_path: Path, capsys: Capture) -> None:
     """The values are those of the model on the image, resized as in evaluation."""
     cfg = tiny_config("MODEL.DETR.DEC_LAYERS", 1)

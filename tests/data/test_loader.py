@@ -247,6 +247,7 @@ def test_test_loader_groups_like_shapes(cfg: CfgNode, monkeypatch) -> None:
     assert list(build_test_loader(cfg, "mixed", mapper=lambda d: d["image_id"])) == [[4], [5], [6]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_bad_images_stop_or_are_skipped(cfg: CfgNode, tmp_path: Path, num_workers: int) -> None:
     """A truncated image is named with its data set in one line, or the next one takes its place."""

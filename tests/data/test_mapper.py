@@ -120,6 +120,7 @@ def test_crop_that_removes_every_box(tmp_path: Path) -> None:
     assert _boxes(output).shape == (0, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(20, 2000), (2000, 20), (1, 1), (4, 300)])
 def test_extreme_sizes(tmp_path: Path, height: int, width: int, always_crop: None) -> None:
     record = _record(tmp_path, [[0, 0, width, height]], height, width)

@@ -45,6 +45,7 @@ def test_forms(value: Any, mask: Any) -> None:
         assert found == mask
 
 
+@pytest.mark.slow
 @budget
 @given(data=st.data())
 def test_compressed_masks_are_kept_and_damaged_ones_refused(data: st.DataObject) -> None:

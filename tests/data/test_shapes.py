@@ -65,6 +65,7 @@ def test_second_call_changes_nothing(rendered: Path) -> None:
     assert (rendered / "train.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_several_processes_at_once(rendered: Path, tmp_path: Path) -> None:
     """All of them return when the data set is complete; it is the one a single process writes."""
     folder = tmp_path / "root" / "shapes"

@@ -23,6 +23,7 @@ def _area(shape: Shape) -> float:
     return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2)
 
 
+@pytest.mark.slow
 def test_bytes_are_pinned(pictures) -> None:
     """Every machine draws these bytes; a change of them changes published numbers."""
     digest = hashlib.sha256()
@@ -66,6 +67,7 @@ def test_counts_and_classes(pictures) -> None:
     assert labels.min() > 0.2 * labels.sum()
 
 
+@pytest.mark.slow
 def test_shapes_lie_inside_and_are_visible(pictures) -> None:
     """Each box lies inside the image, is at least 20 pixels wide, and 75 % of it stays visible."""
     overlaps = 0

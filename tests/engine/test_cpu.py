@@ -23,6 +23,7 @@ print(faults_of_steps())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
 def test_memory_of_freed_tensors_is_used_again() -> None:
     """A tensor of 64 MiB, made four times: its pages come from the system each time, or never."""

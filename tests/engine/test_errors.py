@@ -48,6 +48,7 @@ class _Broken(Dataset[int]):
         raise self.error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -1,5 +1,6 @@
 import threading
 
+import pytest
 from torch import distributed
 
 from miti_detr.engine.heartbeat import Heartbeat
@@ -10,6 +11,7 @@ def _watch(store: distributed.Store, rank: int, world_size: int) -> tuple[Heartb
     return Heartbeat(store, rank, world_size, 0.3, lost=lost.append), lost
 
 
+@pytest.mark.slow
 def test_a_silent_process_is_named() -> None:
     """Rank 1 stops counting, rank 2 leaves in order, rank 0 has to say so."""
     store = distributed.HashStore()
@@ -26,6 +28,7 @@ def test_a_silent_process_is_named() -> None:
     assert "--resume" in message
 
 
+@pytest.mark.slow
 def test_processes_that_answer_stay() -> None:
     store = distributed.HashStore()
     (first, lost), (second, also_lost) = (_watch(store, rank, 2) for rank in range(2))

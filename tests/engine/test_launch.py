@@ -33,6 +33,7 @@ def restored_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_net.py", "--num-gpus", "2", "SEED", "3"])
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     """Same seed, same global batch, no dropout: the same losses and weights in 3 steps, by gloo.
 
@@ -80,6 +81,7 @@ def _press_ctrl_c_after(file: Path, ended: threading.Event) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_ctrl_c_with_two_processes(
     tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +192,7 @@ def test_errors_of_the_program_are_raised(
     assert capsys.readouterr().err == "error: the loss is nan\n"
 
 
+@pytest.mark.slow
 def test_errors_in_one_of_two_processes(
     tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +203,7 @@ def test_errors_in_one_of_two_processes(
     assert "Traceback" not in screen
 
 
+@pytest.mark.slow
 def test_evaluation_alone(tiny_data: Path, tmp_path: Path) -> None:
     """Of given weights, and with --resume of the last checkpoint; EXPECTED_RESULTS decide the exit
     code.

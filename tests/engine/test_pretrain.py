@@ -60,6 +60,7 @@ def train(cfg: Any, *, resume: bool = False, stop: int = -1) -> Trainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path) -> None:
     """Draws of patches, colours, dropped patches and dropout are functions of the iteration."""
     straight = train(config(photos, tmp_path / "a", "SOLVER.MAX_ITER", 4))
@@ -94,6 +95,7 @@ def test_rank_is_logged_in_pretraining(photos: Path, tmp_path: Path) -> None:
     assert "rank/encoder/layer0/residual" in (tmp_path / "a/metrics.json").read_text()
 
 
+@pytest.mark.slow
 def test_picture_of_patches(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("fpn", [False, True])
@@ -43,6 +44,7 @@ def test_backbone_with_idle_parts_trains_in_several_processes(
     assert wrapped.find_unused_parameters == fpn
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("group")
 def test_a_compiled_model_trains_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """With recomputed layers, too; without generating code."""

@@ -15,6 +15,7 @@ with run_lock(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_the_lock_of_another_process(tmp_path: Path) -> None:
     """It names the folder and the process, and the system releases it after SIGKILL."""
     with run_lock(str(tmp_path)):

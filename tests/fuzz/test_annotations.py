@@ -169,6 +169,7 @@ def test_a_sound_file_works_and_is_used_as_it_is(folder: Path) -> None:
     assert not (folder / "out" / "annotations").exists()
 
 
+@pytest.mark.slow
 @budget
 @given(data=st.data())
 def test_any_value_of_any_field(folder: Path, data: st.DataObject) -> None:
@@ -186,6 +187,7 @@ def test_any_value_of_any_field(folder: Path, data: st.DataObject) -> None:
     run(folder, changed, "DATASETS.BAD_ANNOTATIONS", "drop")
 
 
+@pytest.mark.slow
 @budget
 @given(data=st.data())
 def test_any_value_in_all_entries(folder: Path, data: st.DataObject) -> None:
@@ -199,6 +201,7 @@ def test_any_value_in_all_entries(folder: Path, data: st.DataObject) -> None:
     run(folder, changed)
 
 
+@pytest.mark.slow
 @budget
 @given(data=st.data())
 def test_equivalent_files_give_the_same_boxes(folder: Path, data: st.DataObject) -> None:
@@ -279,6 +282,7 @@ def test_any_value_in_dicts(folder: Path, data: st.DataObject) -> None:
         MetadataCatalog.remove("fuzzed")
 
 
+@pytest.mark.slow
 @budget
 @given(data=st.data())
 def test_any_bytes(folder: Path, data: st.DataObject) -> None:

@@ -69,6 +69,7 @@ def test_trainable_parameters_of_variants(path, count):
 MODEL_CONFIGS = [p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "studies"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     sorted(p.relative_to(ROOT / "configs") for p in MODEL_CONFIGS),

@@ -1,5 +1,6 @@
 """The complete R50 models on the weights and images that the goldens were computed with."""
 
+import pytest
 import torch
 from detectron2.modeling import build_model
 
@@ -8,6 +9,7 @@ from tests.checkpoint.helpers import hollow, r50_config
 from tests.fill import filled, image
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_miti_differs_from_detr_by_more_than_half_a_logit():
     official = filled(hollow("detr_r50"))

@@ -72,6 +72,7 @@ def test_prediction_equals_the_plain_path(overrides):
         torch.testing.assert_close(result.boxes, expected.boxes, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", MODES)
 def test_training_step_equals_the_plain_path(overrides):
     """In float64: in float32 an activation near 0 may fall to the other side."""
@@ -112,6 +113,7 @@ def test_recomputing_leaves_keys_classes_and_evaluation_alone():
     torch.testing.assert_close(result.logits, expected.logits, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "count"),
     [
@@ -202,6 +204,7 @@ def golden_transformer():
     return made
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_transformer_equals_published():
     made = golden_transformer()
@@ -219,6 +222,7 @@ def test_recomputed_transformer_equals_published():
     assert_equals_golden(memory, GOLDEN["before_norm.post.memory"], torch.float64)
 
 
+@pytest.mark.slow
 def test_a_rising_residual_is_compiled_once():
     """One graph for all strengths below 1 (seen without generating code), each with its result."""
     made, eager = golden_transformer(), golden_transformer()
@@ -238,6 +242,7 @@ def test_a_rising_residual_is_compiled_once():
     assert_equals_golden(run(made, 1.0), GOLDEN["before_norm.post.hs"], torch.float32)
 
 
+@pytest.mark.slow
 def test_shapes_after_the_second_are_compiled_for_already():
     """Height, width and number of images become symbols (seen without generating code)."""
     made, eager = model(*FROZEN).eval(), model(*FROZEN).eval()

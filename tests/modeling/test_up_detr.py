@@ -199,6 +199,7 @@ def test_a_patch_can_be_matched_with_its_own_queries_alone(queries, patches):
             assert (query % group == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pre_norm", [True, False])
 @pytest.mark.parametrize("residual", ["none", "before_norm", "after_norm"])
 def test_training_step_reaches_every_parameter(residual, pre_norm):
@@ -237,6 +238,7 @@ def test_without_feature_reconstruction_there_is_no_head():
     assert not any("feature" in name for name in losses)
 
 
+@pytest.mark.slow
 def test_patches_pass_through_a_feature_pyramid():
     made = model(12, 3, *FPN_KEYS).train()
     assert all(torch.isfinite(loss) for loss in made([item(3)]).values())

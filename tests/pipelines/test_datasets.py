@@ -26,6 +26,7 @@ def registered() -> Iterator[list[str]]:
         MetadataCatalog.remove(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [DefaultTrainer, Trainer])
 def test_register_coco_instances(
     trainer: type[DefaultTrainer], cfg: CfgNode, shapes: Path, registered: list[str]
@@ -39,6 +40,7 @@ def test_register_coco_instances(
     assert MetadataCatalog.get("my_shapes").thing_classes == ["circle", "square", "triangle"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [DefaultTrainer, Trainer])
 def test_hand_written_function(
     trainer: type[DefaultTrainer], cfg: CfgNode, tmp_path: Path, registered: list[str]

@@ -46,6 +46,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_package_configs_and_command_work_from_anywhere(target: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(target), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(

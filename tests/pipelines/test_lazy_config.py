@@ -53,6 +53,7 @@ def cfg(tmp_path: Path) -> Any:
     return LazyConfig.load(str(path))
 
 
+@pytest.mark.slow
 def test_model_trains_and_its_checkpoint_knows_its_variant(cfg: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = instantiate(cfg.model).train()

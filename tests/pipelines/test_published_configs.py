@@ -19,6 +19,7 @@ def published(name: str, *overrides: str) -> CfgNode:
     return setup_config(str(CONFIGS / name), [*OURS, "MODEL.DEVICE", "cpu", *overrides])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", ["none", ""])
 def test_boxes(residual: str) -> None:
     """A step of the whole R50 model. Without a word on LAYER_RESIDUAL it is a Miti-DETR."""
@@ -40,6 +41,7 @@ def test_boxes(residual: str) -> None:
     assert 0 < (model.class_embed.weight - before).abs().max() < 2e-4
 
 
+@pytest.mark.slow
 def test_masks_load_and_building_says_what_to_set() -> None:
     name = "detr_segm_256_6_6_torchvision.yaml"
     cfg = published(name)

@@ -69,6 +69,7 @@ def test_visualizer(cfg: CfgNode, weights: str, image: np.ndarray) -> None:
     assert len(instances) > 0
 
 
+@pytest.mark.slow
 def test_flops_and_parameters(cfg: CfgNode) -> None:
     """Of fvcore. ``query_embed`` has Q C = 7 * 32 parameters; the class head costs Q C (K + 1)."""
     model = build_model(cfg).eval()

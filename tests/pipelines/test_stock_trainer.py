@@ -38,6 +38,7 @@ def test_default_trainer_trains_checkpoints_and_evaluates(cfg: CfgNode) -> None:
     assert "diag/class_error" in latest
 
 
+@pytest.mark.slow
 def test_default_trainer_resumes(cfg: CfgNode) -> None:
     StockTrainer(cfg).train()
     cfg.SOLVER.MAX_ITER = 3
@@ -89,6 +90,7 @@ def test_weights_of_another_variant(cfg: CfgNode, weights: str) -> None:
     assert trainer.iter == cfg.SOLVER.MAX_ITER
 
 
+@pytest.mark.slow
 def test_periodic_and_best_checkpointer(cfg: CfgNode) -> None:
     """Detectron2's own hooks: a file each two steps, the last one kept; the best by AP."""
     cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD = 4, 2

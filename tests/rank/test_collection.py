@@ -90,6 +90,7 @@ def test_layers_of_torch(batch_first):
             assert found[3][key][image] == pytest.approx(value, rel=1e-4), key
 
 
+@pytest.mark.slow
 def test_compiled_models_are_measured():
     """Compiled code ignores hooks that are added later."""
     torch.manual_seed(0)

@@ -39,6 +39,7 @@ def test_two_configs_of_one_name() -> None:
         study_of_configs([DETR, DETR], seeds=1)
 
 
+@pytest.mark.slow
 def test_the_study_of_make_compare(tmp_path: Path) -> None:
     """It has five arms with three seeds at 6 + 6 layers, three learning rates and three depths."""
     study = read_study(ROOT / "configs/studies/shapes_6x6.yaml")
@@ -160,6 +161,7 @@ def records_of(run: StudyRun) -> str:
     return json.dumps(timeless, indent=1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shapes")
 def test_a_killed_study_gives_the_same_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -202,6 +204,7 @@ def kill_at(patch: pytest.MonkeyPatch, place: str, iteration: int) -> None:
     patch.setattr(owner, name, die)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shapes")
 def test_a_run_that_diverges_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(trainer: Any) -> None:

@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
+@pytest.mark.slow
 def test_all_numbers_of_the_json_are_in_the_html(folder: Path) -> None:
     content = json.loads((folder / "report.json").read_text())
     page = html.unescape((folder / "report.html").read_text())
@@ -92,6 +93,7 @@ def test_images_that_differ_most_come_first(folder: Path) -> None:
     assert content["threshold"] == 0.5
 
 
+@pytest.mark.slow
 def test_foreign_runs_have_a_report_too(tmp_path: Path) -> None:
     comparison = compare_runs([write_foreign_run(tmp_path / "theirs")])
     report = write_report(comparison, tmp_path / "out", command="", studied=False)

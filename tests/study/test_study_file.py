@@ -80,6 +80,7 @@ def test_an_arm_is_a_folder_of_the_study(tmp_path: Path, name: Any) -> None:
         assert "cannot name a folder of the study" in error_of(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -117,6 +118,7 @@ FIELDS = [*("title", "arms", "groups", "overrides", "iterations", "evaluations",
 FIELDS += ["threshold", "rank_period", "config", "reference"]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2),

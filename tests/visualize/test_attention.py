@@ -103,6 +103,7 @@ def test_cells_beyond_the_image_are_cut_off():
     assert picture[0, 19] == pytest.approx(0.5, abs=0.05)  # the border of the cells is at 20
 
 
+@pytest.mark.slow
 def test_sheets(predictor, tmp_path: Path):
     """There is an overview and a sheet per query and pixel, with both models."""
     image = noise(40, 56)

@@ -94,6 +94,7 @@ def test_runs_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     assert run_names([paths[0].parent]) == ["run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("records", "panels"),
     [

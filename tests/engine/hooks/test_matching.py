@@ -106,6 +106,7 @@ def test_recorded_queries_are_those_of_the_matcher(tmp_path: Path) -> None:
     assert first > 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_records_each_evaluation_once(tmp_path: Path) -> None:
     for length in (3, 4):
         cfg = small_config(tmp_path, SOLVER__MAX_ITER=length, SOLVER__CHECKPOINT_PERIOD=1)

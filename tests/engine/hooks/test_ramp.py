@@ -77,6 +77,7 @@ def ramped(
     return folder, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residual", ["before_norm", "after_norm"])
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_first_loss_is_that_of_detr(
@@ -126,6 +127,7 @@ def test_evaluation_of_the_detr_is_refused_with_two_ways_on(
     assert evaluate(MODEL__DETR__WEIGHTS_RESIDUAL="before_norm") == 0
 
 
+@pytest.mark.slow
 def test_strength_is_a_function_of_the_iteration(tiny_data: Path, tmp_path: Path) -> None:
     seen = []
 
@@ -139,6 +141,7 @@ def test_strength_is_a_function_of_the_iteration(tiny_data: Path, tmp_path: Path
     assert seen == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
+@pytest.mark.slow
 def test_resume_in_the_ramp_is_exact(
     ramped: tuple[Path, dict], detr: str, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -194,6 +197,7 @@ def test_training_without_a_ramp_is_at_full_strength(
     assert "had strength 0.5 in the weights; it is now 1" in log.text
 
 
+@pytest.mark.slow
 def test_replay_has_the_strength_of_the_step(tiny_data: Path, tmp_path: Path) -> None:
     """A weight that is no number stops step 1 of 2; the saved model knows its strength 1/2."""
     trainer = Trainer(detector_config(tiny_data, tmp_path, **{RAMP: 2}))

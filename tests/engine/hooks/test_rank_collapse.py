@@ -43,6 +43,7 @@ def _train(data: Path, output: Path, *, period: int | None = None) -> Trainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_bit(tiny_data: Path, tmp_path: Path) -> None:
     off = _train(tiny_data, tmp_path / "off")
     on = _train(tiny_data, tmp_path / "on", period=1)

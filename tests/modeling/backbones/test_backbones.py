@@ -65,6 +65,7 @@ def step(cfg, sizes):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "stride"), SMALL)
 def test_small_backbone_trains_a_step(overrides, stride):
     """Two images of sizes that are no multiples of anything."""
@@ -78,12 +79,14 @@ def test_small_backbone_trains_a_step(overrides, stride):
         assert len(model.eval()([training_input((50, 61), [], [])])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cfg", "stride"), LARGE)
 def test_large_backbone_trains_a_step(cfg, stride):
     cfg.merge_from_list(["MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1])
     assert list(step(cfg, [(64, 64)]).backbone.strides.values()) == [stride]
 
 
+@pytest.mark.slow
 def test_dc5_is_the_default_output_although_res4_has_its_stride():
     """With the four outputs that the published YAML files name."""
     cfg = resnet_config(50, "MODEL.RESNETS.RES5_DILATION", 2)

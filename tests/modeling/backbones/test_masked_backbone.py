@@ -32,6 +32,7 @@ class TwoOutputs(Backbone):
         return {"a": x.new_zeros(n, 4, h // 8, w // 8), "b": x.new_ones(n, 6, h // 16, w // 16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 50])
 def test_resnet_equals_detectron2(depth):
     """Without dilation the two builders make the same network, with the same keys."""
