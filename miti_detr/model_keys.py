@@ -7,7 +7,7 @@ from miti_detr.checks import Choice, Each, Real, Rule, Text, Whole, check_keys
 from miti_detr.layers import PADDING_MASK_RULES
 from miti_detr.modeling.transformer.residual import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS
 
-_WEIGHT = Real(0, 1e38)  # of a loss
+_WEIGHT = Real(0, 3e38)  # of a loss
 
 _RULES: dict[str, Rule] = {
     "MODEL.DETR.LAYER_RESIDUAL": Choice(LAYER_RESIDUALS),

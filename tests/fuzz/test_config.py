@@ -100,7 +100,7 @@ def is_sane(value: Any) -> bool:
     """No number of an accepted config is nan, infinite (but for a norm's type), or huge."""
     values = value if isinstance(value, list | tuple) else [value]
     numbers = [v for v in values if isinstance(v, int | float)]
-    return all(abs(v) <= 1e38 or v == float("inf") for v in numbers)
+    return all(abs(v) <= 3e38 or v == float("inf") for v in numbers)
 
 
 @budget
