@@ -247,14 +247,7 @@ def train_net_steps(words: list[str]) -> list[dict[str, Any]]:
         words += ["MODEL.WEIGHTS", ""]
     program = ROOT / "train_net.py"
     part = {"file": str(program), "line": 1, "text": program.read_text()}
-    runs = [words]
-    if args.resume:  # a run that can be resumed comes first
-        words += ["OUTPUT_DIR", f"output/resumed_{len(words)}"]
-        runs = [[word for word in words if word != "--resume"], words]
-    return [
-        {"argv": [str(program), *absolute(run)], "module": "__main__", "parts": [part]}
-        for run in runs
-    ]
+    return [{"argv": [str(program), *absolute(words)], "module": "__main__", "parts": [part]}]
 
 
 def miti_detr_steps(words: list[str]) -> list[dict[str, Any]]:
