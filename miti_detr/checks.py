@@ -68,7 +68,9 @@ class Real:
         """Return whether ``value`` obeys the rule."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
-        if not self.infinite and not -_LARGEST_REAL < value < _LARGEST_REAL:
+        if not self.infinite and not math.isfinite(value):
+            return False
+        if not self.infinite and math.isinf(self.high) and abs(value) >= _LARGEST_REAL:
             return False
         over = value > self.low if self.above else value >= self.low
         return over and (value < self.high if self.below else value <= self.high)
