@@ -10,11 +10,12 @@ from detectron2.utils.file_io import PathManager
 BASE_KEY = "_BASE_"  # names the config files that a config file builds on, as in Detectron2
 _LARGEST_FILE = 2**22  # bytes
 _LARGEST_CONTENT = 100_000  # values, after aliases are expanded
+_SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null", "timestamp")}
 _PYTHON_TAG = "tag:yaml.org,2002:python/"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """PyYAML's safe loader, which in addition refuses keys that are repeated or not text."""
+    """PyYAML's safe loader, which refuses repeated keys and takes each key as text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         """Build a dict, after a look at its keys."""
@@ -29,6 +30,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
                     None, None, f"the key {key.value} appears twice", key.start_mark
                 )
             seen.add(key.value)
+            if key.tag in _SCALARS:  # the key 5.5 is a name
+                key.tag = "tag:yaml.org,2002:str"
         content: dict[str, Any] = super().construct_mapping(node, deep)
         return content
 
@@ -161,9 +164,7 @@ def _measure(content: Any, budget: int) -> int:
     if budget < 0:
         raise ValueError("its aliases expand to too many values")
     if isinstance(content, dict):
-        for key, value in content.items():
-            if not isinstance(key, str):
-                raise ValueError(f"the key {key!r} is not text")
+        for value in content.values():
             budget = _measure(value, budget)
     elif isinstance(content, list):
         for value in content:

@@ -10,6 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from miti_detr.yaml_files import parse_config
+
 from .class_head import KEYS, NO_OBJECT_ID
 from .convert import ConversionReport, StateDict, convert_state_dict, to_d2_wrapper, to_official
 from .errors import CheckpointError
@@ -87,7 +89,8 @@ def _export(
             f"the layer residual has strength {record[STRENGTH]:.4g} in these weights, which {to} "
             "cannot say: train to the end of MODEL.DETR.RESIDUAL_RAMP_ITERS first"
         )
-    config = CfgNode.load_cfg(record["config"]) if record.get("config") else None
+    recorded = record.get("config")
+    config = CfgNode(parse_config(recorded, "the recorded config")) if recorded else None
     if config is not None and to != "d2-wrapper":
         _check_resnet(config, to)
     if to == "hf":

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from miti_detr.checkpoint import MitiDetrCheckpointer, read_checkpoint
 from miti_detr.checkpoint.files import TRUST_KEY
 from miti_detr.checkpoint.variant import RECORD_KEY
+from miti_detr.data import read_image
 from miti_detr.yaml_files import parse_config
 
 from .setup import setup_config
@@ -84,17 +86,26 @@ class Predictor:
     """
 
     @configurable
-    def __init__(self, *, model: nn.Module, resize: T.Augmentation, input_format: str) -> None:
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        resize: T.Augmentation,
+        input_format: str,
+        orientation: str = "apply",
+    ) -> None:
         """Take the built parts; ``Predictor(cfg)`` builds them from a config.
 
         Args:
             model: takes Detectron2's list of inputs, returns ``{"instances": Instances}`` for each.
             resize: geometric change from the image to the network's input.
             input_format: channel order of the images, ``BGR`` or ``RGB``.
+            orientation: ``apply`` or ``ignore`` the EXIF orientation of image files.
         """
         self.model = model.eval()
         self.resize = resize
         self.input_format = input_format
+        self.orientation = orientation
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -106,7 +117,17 @@ class Predictor:
             "model": model,
             "resize": T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST),
             "input_format": cfg.INPUT.FORMAT,
+            "orientation": cfg.DATASETS.EXIF_ORIENTATION,
         }
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """Read an image file as the training did: (H, W, 3), uint8, in ``input_format``.
+
+        Raises:
+            ImageError: the file cannot be read as an image.
+        """
+        array: np.ndarray = read_image(str(path), self.input_format, self.orientation)
+        return array
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Instances]:
         """Detect objects in one batch.

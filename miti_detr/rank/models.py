@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from miti_detr.data import read_image
 from miti_detr.engine.predictor import Predictor, load_config
 from miti_detr.engine.setup import setup_config
 from miti_detr.files import write_text
@@ -120,7 +119,7 @@ def rank_models(models: Sequence[LoadedModel], images: Sequence[Path]) -> list[R
     for name, source, _, predictor in models:
         stacks: dict[str, LayerMeasures] = {}
         arrays = (
-            [read_image(str(path), predictor.input_format) for path in images]
+            [predictor.read(path) for path in images]
             if images
             else [_noise_image(index) for index in range(NOISE_IMAGES)]
         )

@@ -83,10 +83,12 @@ def draw_most_different(
     # The sort is stable: images with equal ranges keep the order of the data set.
     order = sorted(totals, key=lambda key: min(totals[key]) - max(totals[key]))
     names = [arm.name for arm in arms]
+    orientation = str(chosen[0].config.get("DATASETS.EXIF_ORIENTATION", "apply"))
     picked = []
     for place, key in enumerate(order[:images], start=1):
         found = [result[key] for result in results]
-        drawn = _draw(records[key], dict(zip(names, found, strict=True)), classes)
+        array = read_image(records[key]["file_name"], "RGB", orientation)
+        drawn = _draw(array, records[key], dict(zip(names, found, strict=True)), classes)
         pictures = {name: folder / f"{place:02d}_{name.replace('/', '_')}.jpg" for name in drawn}
         for name, picture in drawn.items():
             with replacing(pictures[name]) as temporary:
@@ -183,10 +185,12 @@ def _read_detections(
 
 
 def _draw(
-    record: dict[str, Any], detections: dict[str, list[dict[str, Any]]], classes: ClassTable
+    array: np.ndarray,
+    record: dict[str, Any],
+    detections: dict[str, list[dict[str, Any]]],
+    classes: ClassTable,
 ) -> dict[str, Image.Image]:
     """Return the pictures of the ground truth and of each arm, by name."""
-    array = read_image(record["file_name"], "RGB")
     image, scale = resize_for_reading(to_picture(array, "RGB"), CELL, shrink=True)
     pictures = {TRUTH: draw_truth(image, scale, record, classes)}
     for name, found in detections.items():

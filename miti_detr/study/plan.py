@@ -12,8 +12,7 @@ from detectron2.config import CfgNode
 from miti_detr.engine import setup_config
 from miti_detr.engine.checks import check_weights
 from miti_detr.files import write_text
-
-from .yaml_file import load_yaml
+from miti_detr.yaml_files import read_yaml
 
 CHECKPOINT_PERIOD = 100  # iterations; a multiple of the 20 of a record in metrics.json
 # An arm is a folder of the study: no separators, no "..", no hidden files.
@@ -207,7 +206,7 @@ def _keep_config(cfg: CfgNode, path: Path) -> None:
     if not path.is_file():
         write_text(path, text)
         return
-    then = load_yaml(path)
+    then = read_yaml(path)
     if not isinstance(then, dict):
         raise ValueError(f"{path} holds no config. Remove the folder {path.parent}")
     now, then = flatten(yaml.safe_load(text)), flatten(then)

@@ -12,12 +12,12 @@ import numpy as np
 from miti_detr.engine.hooks import STEPS_FILE, read_records
 from miti_detr.engine.hooks.matching import MATCHES_FILE
 from miti_detr.visualize.curves import AR, Run, read_run
+from miti_detr.yaml_files import read_yaml
 
 from .plan import flatten
 from .run import FINISHED_FILE, START_FILE
 from .runs import EVALUATION_FILE
 from .statistics import first_reached
-from .yaml_file import load_yaml
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 # File -> fact -> its types; numbers are positive.
@@ -103,7 +103,7 @@ def read_result(path: Path, name: str | None = None) -> RunResult:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    content = load_yaml(path)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no mapping of config keys")
     return flatten({str(key): value for key, value in content.items()})

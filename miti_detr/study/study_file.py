@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from miti_detr.yaml_files import read_yaml
+
 from .plan import Arm, Study
-from .yaml_file import load_yaml
 
 MAX_SEEDS = 1000
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy accepts
@@ -84,7 +85,7 @@ def read_study(path: str | Path) -> Study:
         ValueError: the file is not a study. The message names the file, the field and its value.
     """
     path = Path(path)
-    fields = _Fields(str(path), load_yaml(path), _FIELDS, needed="arms")
+    fields = _Fields(str(path), read_yaml(path), _FIELDS, needed="arms")
     common = fields.read("overrides", _overrides, _OVERRIDES, {})
     seeds = fields.read("seeds", _seeds, _SEEDS, (0, 1, 2))
     entries = fields.read("arms", _mapping, "a mapping from names of arms to their fields")

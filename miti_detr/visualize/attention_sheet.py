@@ -10,7 +10,6 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from miti_detr.data import read_image
 from miti_detr.engine.predictor import Predictor
 from miti_detr.files import replacing
 
@@ -65,7 +64,7 @@ def draw_attention(
     """
     sides: list[Side] = []
     for name, predictor in models:
-        array = read_image(str(path), predictor.input_format)
+        array = predictor.read(path)
         maps = attention_maps(predictor, array, num_queries=num_queries, pixels=pixels)
         pixels = maps.pixels
         sides.append((name, maps))

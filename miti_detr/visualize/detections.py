@@ -9,7 +9,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
-from miti_detr.data import read_image
 from miti_detr.engine.predictor import Predictor
 from miti_detr.files import replacing
 
@@ -60,7 +59,7 @@ def draw_detections(
     pairs = []
     for index in choose_images(images, len(records)):
         record = records[index]
-        array = read_image(record["file_name"], predictor.input_format)
+        array = predictor.read(record["file_name"])
         instances = predictor([array])[0]
         instances = instances[instances.scores >= threshold]
         image, scale = resize_for_reading(

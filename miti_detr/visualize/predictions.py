@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode, Instances
 
-from miti_detr.data import read_image
 from miti_detr.data.images import IMAGE_SUFFIXES, ImageError, image_size
 from miti_detr.engine.predictor import Predictor
 from miti_detr.files import replacing, write_text
@@ -122,7 +121,7 @@ def predict_images(
     order = sorted(range(len(images)), key=lambda index: _aspect_ratio(images[index]))
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        arrays = _read_batch(batch, images, predictor.input_format, skipped)
+        arrays = _read_batch(batch, images, predictor, skipped)
         detections = predictor(list(arrays.values()))
         for (index, array), instances in zip(arrays.items(), detections, strict=True):
             kept = instances[instances.scores >= threshold]
@@ -148,12 +147,12 @@ def _aspect_ratio(path: Path) -> float:
 
 
 def _read_batch(
-    batch: Sequence[int], images: Sequence[Path], input_format: str, skipped: dict[int, str]
+    batch: Sequence[int], images: Sequence[Path], predictor: Predictor, skipped: dict[int, str]
 ) -> dict[int, np.ndarray]:
     arrays = {}
     for index in batch:
         try:
-            arrays[index] = read_image(str(images[index]), input_format)
+            arrays[index] = predictor.read(images[index])
         except ImageError as error:
             skipped[index] = str(error)
             logger.warning("skipped: %s", error)

@@ -21,6 +21,7 @@ from miti_detr.config import add_miti_detr_config
 from miti_detr.engine.seed import seed_step
 from miti_detr.engine.setup import resolve_device
 from miti_detr.files import replacing
+from miti_detr.yaml_files import parse_config
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def replay(path: str | os.PathLike[str]) -> ReplayReport:
     content = _read(path)
     cfg = get_cfg()
     add_miti_detr_config(cfg)
-    cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
+    cfg.merge_from_other_cfg(CfgNode(parse_config(content["config"], f"the config in {path}")))
     resolve_device(cfg)
     cfg.MODEL.COMPILE = False  # so that every module can be observed
     model = build_model(cfg)
