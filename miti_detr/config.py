@@ -101,14 +101,14 @@ def _add_prediction_keys(cfg: CN) -> None:
     detr.L1_WEIGHT = 5.0  # the same for the L1 distance of the boxes
     detr.GIOU_WEIGHT = 2.0  # the same for the generalised IoU
     detr.NO_OBJECT_WEIGHT = 0.1  # class weight of "no object" in the cross-entropy
-    detr.DEEP_SUPERVISION = True  # losses on every decoder layer, not the last one alone
+    detr.DEEP_SUPERVISION = True  # losses on every decoder layer, not only the last one
 
 
 def _add_pretraining_keys(cfg: CN) -> None:
     # MODEL.META_ARCHITECTURE UpDetr; its patches: INPUT.PATCHES
     cfg.MODEL.UP_DETR = CN()
-    # Match a patch with its own queries alone. False: with those of any patch, as published, which
-    # takes long to learn from nothing
+    # Match a patch with its own queries only. False: with those of any patch, as published, which
+    # takes long to train from scratch
     cfg.MODEL.UP_DETR.MATCH_OWN = False
     # Weight of the loss between a query's reconstruction of the feature of its patch and that
     # feature; 0: without
@@ -144,8 +144,8 @@ def _add_backbone_keys(cfg: CN) -> None:
 
 
 def _add_speed_keys(cfg: CN) -> None:
-    # Compile backbone and transformer (torch.compile). Each new shape of a batch compiles anew, so
-    # bound them by MODEL.DETR.SIZE_DIVISIBILITY. On a CPU it needs a C++ compiler
+    # Compile backbone and transformer (torch.compile). Each shape of a batch is compiled, so bound
+    # their number by MODEL.DETR.SIZE_DIVISIBILITY. On a CPU it needs a C++ compiler
     cfg.MODEL.COMPILE = False
     # Compute the inside of transformer layers and backbone stages twice instead of keeping it for
     # the backward pass: the same numbers, less memory, more time

@@ -67,7 +67,7 @@ def warn_if_pixels_differ(weights: str, expected: Pixels | None, used: Pixels) -
 
     Args:
         weights: their name, for the message.
-        expected: of the weights; None: not known, nothing is said.
+        expected: of the weights; None: not known, no message.
         used: by the model.
     """
     if expected is None or _agree(expected, used):

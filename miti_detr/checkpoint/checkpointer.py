@@ -113,7 +113,7 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
             file.write(last_filename_basename.encode())
 
     def has_checkpoint(self) -> bool:
-        """Tell whether there is a checkpoint to resume from: a tag alone is none."""
+        """Tell whether there is a checkpoint to resume from: a tag without a file is none."""
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
@@ -213,8 +213,8 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         checkpoint.pop("matching_heuristics", None)
         incompatible = super()._load_model(checkpoint)
         accept_weights(self.model)  # checked above
-        if said := restore_strength(self.model, record):
-            logger.info("%s: %s", self._path, said)
+        if message := restore_strength(self.model, record):
+            logger.info("%s: %s", self._path, message)
         if purpose != "evaluate":  # an evaluation with random parts deserves Detectron2's warning
             incompatible.missing_keys[:] = _unexplained(incompatible.missing_keys, report)
         return incompatible

@@ -232,7 +232,7 @@ def _reverse(
 def _fit_class_head(
     result: StateDict, num_classes: int | None, *, by_coco_id: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Choose the class rows in place; say what is left out, and what was chosen."""
+    """Choose the class rows in place; return what is left out, and what was chosen."""
     if class_head.KEYS[0] not in result:
         return (), ()
     rows = len(result[class_head.KEYS[0]])

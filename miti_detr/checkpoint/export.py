@@ -39,7 +39,7 @@ def convert_file(
 
     Args:
         source: any file or folder that :func:`read_checkpoint` reads.
-        target: file to write (with ``hf``: folder); what is there is replaced.
+        target: file to write (with ``hf``: folder); an existing one is replaced.
         to: one of :data:`FORMATS`.
         num_classes: K of the result. None: by COCO id for ``detr``, contiguous for the others,
             and other data sets as they are.

@@ -208,8 +208,8 @@ def _guarded(path: str, trust: bool, load: Any) -> object:
     name = refused[1]
     if not trust:
         raise CheckpointError(
-            f"it wants to use {name}, and reading that can run any code. Save the state dict "
-            f"alone, or, if you trust whoever made the file, set {TRUST_KEY} True (on the command "
+            f"it wants to use {name}, and reading that can run any code. Save only the state "
+            f"dict, or, if you trust whoever made the file, set {TRUST_KEY} True (on the command "
             "line of miti-detr convert: --trust)"
         )
     logger.warning("%s uses %s; reading it all the same, as it is trusted", path, name)

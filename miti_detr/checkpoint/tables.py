@@ -231,9 +231,9 @@ class Source(NamedTuple):
     rows: tuple[Row, ...] | None
 
 
-# In the order of trial: a more special one stands before the general one that it resembles.
+# In the order of trial: a special one comes before the general one that it resembles.
 SOURCES: dict[str, Source] = {
-    # Keys pass as they are: below our prefixes any backbone and transformer may stand.
+    # Keys pass as they are: any backbone and transformer may follow our prefixes.
     "ours": Source("miti_detr", "backbone.body.", (Row("{rest}", "{rest}"),)),
     "deformable_detr": Source("Deformable-DETR", "transformer.level_embed", None),
     "up_detr_pretrain": Source("UP-DETR pre-training", "patch2query.", UP_DETR_PRETRAIN),

@@ -93,7 +93,7 @@ def make_record(variant: Variant, cfg: CfgNode | None = None) -> dict[str, Any]:
 
     Args:
         variant: of the model.
-        cfg: kept as text, so that the model can be built from the checkpoint alone.
+        cfg: kept as text, so that the model can be built from the checkpoint without a config file.
     """
     from miti_detr import __version__  # the package imports this module while it is set up
 

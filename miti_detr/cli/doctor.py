@@ -1,4 +1,4 @@
-"""``miti-detr doctor``: reports versions, devices, and how to install what is missing."""
+"""``miti-detr doctor``: reports versions and devices, and how to install missing packages."""
 
 import argparse
 import os

@@ -1,7 +1,7 @@
 """The optimizer of DETR: two learning rates, one weight decay, clipping over the whole model.
 
 The published Detectron2 wrapper (facebookresearch/detr ``d2/train_net.py`` at 29901c5) does the
-same in a method of its trainer. This module uses Detectron2's helpers for most of it.
+same in its trainer. This module uses Detectron2's helpers for most of it.
 """
 
 import logging

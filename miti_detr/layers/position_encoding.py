@@ -1,4 +1,4 @@
-"""Position encodings of the feature grid, functions of the padding mask alone.
+"""Position encodings of the feature grid, functions of the padding mask only.
 
 N images, h x w grid, F features per axis; an encoding has 2F channels. Masks are bool, True =
 padding.

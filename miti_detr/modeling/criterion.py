@@ -43,7 +43,7 @@ class SetCriterion(nn.Module):
     event storage, if one is open, as ``diag/class_error`` and ``diag/cardinality_error``.
 
     With several processes both normalisers are means over the processes, so that the loss does not
-    depend on how a batch is divided. (The published code averages the number of objects alone and
+    depend on how a batch is divided. (The published code averages only the number of objects and
     normalises the classification loss by each process' own batch; with one process they agree.)
 
     Source: DETR, sections 3.1 and A.2; facebookresearch/detr ``models/detr.py`` at 29901c5.
@@ -71,7 +71,7 @@ class SetCriterion(nn.Module):
             l1_weight: weight of the L1 loss of the boxes.
             giou_weight: weight of the generalised IoU loss.
             no_object_weight: class weight of "no object" in the cross-entropy.
-            deep_supervision: take the losses of every decoder layer, not of the last one alone.
+            deep_supervision: take the losses of every decoder layer, not only of the last one.
         """
         super().__init__()
         self.num_classes = num_classes

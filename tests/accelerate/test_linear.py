@@ -121,7 +121,7 @@ def test_exporters_see_a_linear_layer():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(100, WIDE), (2, 50, WIDE), (2, 3, WIDE)])
 def test_autocast_without_gradient(bias, shape):
-    """The same numbers but for rounding to bfloat16, and never those of weights from before."""
+    """The same numbers up to rounding to bfloat16, and never those of earlier weights."""
     torch.manual_seed(0)
     layer = Linear(WIDE, 160, bias=bias)
     x = torch.randn(shape)

@@ -32,7 +32,7 @@ def hollow(name: str) -> dict[str, Tensor]:
 def slim(name: str, seed: int = 0) -> dict[str, Tensor]:
     """Random weights of a published model; all dimensions but the first are cut to 1 or 2.
 
-    Conversions look at the first dimension alone.
+    Conversions look at the first dimension only.
     """
     generator = torch.Generator().manual_seed(seed)
     return {

@@ -75,7 +75,7 @@ def test_official_file_with_coco_rows(suffix, resnet18, tmp_path, caplog):
 
 
 def test_other_classes_and_queries(resnet18, tmp_path, caplog):
-    """Only the class head starts anew; 100 queries are copied into 120, or trimmed to 30."""
+    """Only the class head is initialised; 100 queries are copied into 120, or trimmed to 30."""
     path = str(tmp_path / "official.pth")
     torch.save(to_official(resnet18.state_dict()), path)
     trained = resnet18.state_dict()
@@ -101,7 +101,7 @@ def test_other_classes_and_queries(resnet18, tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", ["torchvision.pth", "R-18.pkl"])
 def test_backbone_weights(kind, resnet18, tmp_path, caplog):
-    """Only the backbone is loaded, and nothing is said of the rest, which starts anew by nature."""
+    """Only the backbone is loaded, without a message about the rest."""
     body = {
         key.removeprefix("backbone.body."): value
         for key, value in resnet18.state_dict().items()
@@ -131,7 +131,7 @@ def test_backbone_weights(kind, resnet18, tmp_path, caplog):
 
 
 def test_backbone_weights_below_a_feature_pyramid(resnet18):
-    """With an FPN the ResNet stands below ``backbone.body.bottom_up``."""
+    """With an FPN the ResNet is below ``backbone.body.bottom_up``."""
     from miti_detr.checkpoint.fit import fit_to_model
 
     state = {k: v for k, v in resnet18.state_dict().items() if k.startswith("backbone")}
@@ -156,7 +156,7 @@ def test_wrong_network_is_refused(resnet18, tmp_path):
 
 @pytest.mark.parametrize("for_training", [True, False])
 def test_random_parts_of_an_evaluated_model_are_named(for_training, resnet18, tmp_path, caplog):
-    """A class head or a whole detector that starts anew is normal in training alone."""
+    """A class head or a whole detector without weights is normal in training only."""
     official = to_official(resnet18.state_dict())
     torch.save(official, tmp_path / "other_classes.pth")
     backbone = {k.removeprefix("backbone.0.body."): v for k, v in official.items() if "body" in k}
@@ -165,11 +165,11 @@ def test_random_parts_of_an_evaluated_model_are_named(for_training, resnet18, tm
         caplog.clear()
         model = fresh("MODEL.DETR.NUM_CLASSES", 5)
         MitiDetrCheckpointer(model, for_training=for_training).load(str(tmp_path / f"{name}.pth"))
-        said = [
+        messages = [
             r.getMessage() for r in caplog.records if "not found in the check" in r.getMessage()
         ]
-        assert len(said) == (not for_training)
-        assert all(part in text for text in said)
+        assert len(messages) == (not for_training)
+        assert all(part in text for text in messages)
 
 
 def test_missing_keys_are_still_reported(resnet18, tmp_path, caplog):
@@ -293,6 +293,6 @@ def test_only_the_main_process_writes(tmp_path):
 
 @pytest.mark.slow
 def test_conversion_result_needs_no_model(resnet18):
-    """``convert_state_dict`` alone gives what ``load_state_dict(strict=True)`` takes."""
+    """The result of ``convert_state_dict`` is one that ``load_state_dict(strict=True)`` takes."""
     state, _ = convert_state_dict(to_official(resnet18.state_dict()), num_classes=80)
     fresh().load_state_dict(state, strict=True)

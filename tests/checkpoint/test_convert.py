@@ -38,7 +38,7 @@ NEW_NAMES = (  # of transformers 5, in memory
     ],
 )
 def test_published_models_load_strictly(name, source, pre_norm, dropped, missing):
-    """Every key is the model's, dropped by a table, or of a class head said to start anew."""
+    """Every key is the model's, dropped by a table, or of a class head, with a message."""
     position = "learned" if "learned" in name else "sine"
     model = build_model(
         r50_config(

@@ -100,7 +100,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_file_gives_one_line(name, tmp_path):
-    """The message is one line, names the file, and says what is wrong."""
+    """The message is one line, names the file, and states the fault."""
     write, message = BROKEN[name]
     path = tmp_path / name
     write(path)

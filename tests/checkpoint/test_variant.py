@@ -102,7 +102,7 @@ def files(tmp_path_factory):
 
 
 def test_detr_checkpoint_in_a_miti_model(files, caplog):
-    """Refused for evaluation with the two ways on; for training it is a warm start, and said."""
+    """Refused for evaluation, with both remedies; a warm start with a message for training."""
     model, path = tiny_model(1), str(files / "none.pth")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"these are DETR.*the model is Miti-DETR") as caught:

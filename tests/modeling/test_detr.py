@@ -17,7 +17,7 @@ RESIDUALS = ["none", "before_norm", "after_norm"]
 
 @BACKBONE_REGISTRY.register()
 class PatchBackbone(Backbone):
-    """Non-overlapping convolutions: a cell sees its own 16 x 16 pixels alone."""
+    """Non-overlapping convolutions: a cell sees only its own 16 x 16 pixels."""
 
     def __init__(self, cfg: CfgNode, input_shape: ShapeSpec) -> None:
         super().__init__()

@@ -70,7 +70,7 @@ def test_group_mask(queries, patches):
 @pytest.mark.parametrize(("queries", "patches"), COUNTS)
 @pytest.mark.parametrize("residual", ["none", "before_norm", "after_norm"])
 def test_queries_of_a_patch_do_not_see_other_patches(queries, patches, residual):
-    """Their prediction is the same beside other patches, and with the patches before it alone."""
+    """Their prediction is the same beside other patches, and with only the patches before it."""
     made = model(queries, patches, "MODEL.DETR.LAYER_RESIDUAL", residual).eval()
     group = queries // patches
     one, other = item(patches), item(patches)

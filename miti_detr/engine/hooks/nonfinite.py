@@ -33,7 +33,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class NonFiniteGuard:
-    """Stops a run whose values are not finite, and saves what is needed to find the cause."""
+    """Stops a run whose values are not finite, and saves the data needed to find the cause."""
 
     def __init__(self, cfg: CfgNode) -> None:
         """Remember the config of the run; uses ``SEED`` and ``OUTPUT_DIR``."""

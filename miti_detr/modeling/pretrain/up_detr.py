@@ -5,8 +5,8 @@ channels of the backbone's feature.
 Source: UP-DETR (Dai et al., 2021), sections 3.1 and 3.2; dddzg/up-detr ``models/updetr.py`` at
 44c0c6e, with two differences: the mask of the queries is made for any number of patches (the
 published loop counts the queries of a patch instead, which leaves rows without any query where
-there are more patches than that), and features are reconstructed for matched queries alone, the
-only ones with a loss.
+there are more patches than that), and features are reconstructed for matched queries
+only, because others have no loss.
 """
 
 import dataclasses

@@ -72,8 +72,8 @@ class LayerResidual(nn.Module):
         placement: one of :data:`LAYER_RESIDUALS`.
     """
 
-    # The strength as a tensor on the host, None for 1. Not a number: a compiled layer would be
-    # compiled anew for each value of it.
+    # The strength as a tensor on the host, None for 1. With a number, the layer would be compiled
+    # for each of its values.
     _factor: Tensor | None = None
 
     def __init__(self, placement: str = "none") -> None:
