@@ -1,4 +1,4 @@
-# make train | compare | bench | quick | fuzz | test | lint | setup | help. Every target first makes or
+# make train | compare | bench | gpu | quick | fuzz | test | lint | setup | help. Every target first makes or
 # repairs the environment (tools/setup_env.sh).
 
 CONFIG ?= configs/shapes/miti_detr.yaml
@@ -14,7 +14,7 @@ COVERAGE = --cov=miti_detr --cov-report=term --cov-fail-under=90
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train compare bench quick fuzz test lint
+.PHONY: help setup train compare bench gpu quick fuzz test lint
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -36,6 +36,10 @@ compare: setup ## train the arms of STUDY, JOBS at a time, and write its report;
 
 bench: setup ## measure the runs of benchmarks/runs.yaml into output/bench; skips finished ones
 	@$(ENV_PYTHON) -W ignore::FutureWarning -m benchmarks $(ARGS)
+
+gpu: setup ## on a machine with a GPU: run its tests, then measure benchmarks/gpu.yaml into output/gpu
+	@$(ENV_PYTHON) -m pytest -q tests/gpu
+	@$(ENV_PYTHON) -W ignore::FutureWarning -m benchmarks --runs benchmarks/gpu.yaml --output output/gpu $(ARGS)
 
 quick: setup ## run the quick tests, in less than a minute
 	@$(PYTEST) -m "not slow" $(ARGS)

@@ -147,6 +147,12 @@ def _add_speed_keys(cfg: CN) -> None:
     # Compile backbone and transformer (torch.compile). Each shape of a batch is compiled, so bound
     # their number by MODEL.DETR.SIZE_DIVISIBILITY. On a CPU it needs a C++ compiler
     cfg.MODEL.COMPILE = False
+    # On a GPU, record the kernels of backbone and transformer once for each shape of a batch, which
+    # saves the time of the host. Bound the number of shapes by MODEL.DETR.SIZE_DIVISIBILITY
+    cfg.MODEL.CUDA_GRAPHS = False
+    # TensorFloat-32 in products and convolutions of float32 on a GPU: on, off, or default (torch's:
+    # convolutions only). It moves logits by 1e-2
+    cfg.MODEL.TF32 = "default"
     # Compute the inside of transformer layers and backbone stages twice instead of keeping it for
     # the backward pass: the same numbers, less memory, more time
     cfg.MODEL.DETR.ACTIVATION_CHECKPOINT = False

@@ -11,8 +11,15 @@ from torch import nn
 
 from . import attention, channels_last, dropout, frozen_batch_norm, linear, residual_blocks
 from .activation_checkpoint import checkpoint_activations
+from .cuda_graphs import use_cuda_graphs
 
-__all__ = ["TECHNIQUES", "AccelerationReport", "accelerate", "checkpoint_activations"]
+__all__ = [
+    "TECHNIQUES",
+    "AccelerationReport",
+    "accelerate",
+    "checkpoint_activations",
+    "use_cuda_graphs",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -49,7 +49,10 @@ def load_config(
     """
     # A GPU's precision would be refused on a CPU, and compiling for images of every size takes
     # long: both belong to training. Overrides may still ask for them.
-    training = ("SOLVER.AMP.ENABLED", "False", "MODEL.COMPILE", "False")
+    training = (
+        *("SOLVER.AMP.ENABLED", "False", "MODEL.COMPILE", "False"),
+        *("MODEL.CUDA_GRAPHS", "False"),
+    )
     if config_file is not None:
         cfg = setup_config(config_file, ["MODEL.WEIGHTS", weights, *training, *overrides])
     else:

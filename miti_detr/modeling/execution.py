@@ -13,7 +13,7 @@ from detectron2.modeling.backbone.swin import SwinTransformerBlock
 from detectron2.modeling.backbone.vit import Block
 from torch import nn
 
-from miti_detr.accelerate import accelerate, checkpoint_activations
+from miti_detr.accelerate import accelerate, checkpoint_activations, use_cuda_graphs
 
 from .transformer import DecoderLayer, EncoderLayer
 
@@ -32,32 +32,44 @@ class Execution:
         activation_checkpoint: compute the inside of transformer layers and backbone blocks twice
             instead of keeping it for the backward pass.
         compiled: run backbone and transformer by ``torch.compile``; state-dict keys stay.
+        cuda_graphs: run backbone and transformer from CUDA graphs, one for each shape of a batch.
         inference_dtype: precision of autocast in evaluation mode; None: as the caller has it.
+        tf32: use TensorFloat-32 for float32 on GPUs, in the whole process; None: as torch has it.
     """
 
     accelerated: bool = False
     activation_checkpoint: bool = False
     compiled: bool = False
+    cuda_graphs: bool = False
     inference_dtype: torch.dtype | None = None
+    tf32: bool | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> "Execution":
         """Read the config.
 
         Raises:
-            ValueError: a precision is unknown or the device does not have it; there is no compiler.
+            ValueError: a precision is unknown or the device does not have it; there is no compiler;
+                CUDA graphs are asked for without a GPU or beside what they cannot record.
         """
         if cfg.MODEL.COMPILE:
             require_compiler(cfg.MODEL.DEVICE)
+        if cfg.MODEL.CUDA_GRAPHS:
+            check_cuda_graphs(cfg)
         return cls(
             accelerated=cfg.MODEL.ACCELERATE,
             activation_checkpoint=cfg.MODEL.DETR.ACTIVATION_CHECKPOINT,
             compiled=cfg.MODEL.COMPILE,
+            cuda_graphs=cfg.MODEL.CUDA_GRAPHS,
             inference_dtype=inference_dtype(cfg),
+            tf32=_TF32[cfg.MODEL.TF32],
         )
 
     def apply(self, model: nn.Module) -> None:
         """Change a model with the parts ``backbone`` and ``transformer`` in place."""
+        if self.tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32 = self.tf32
+            torch.backends.cudnn.allow_tf32 = self.tf32
         if self.accelerated:
             accelerate(model)
         if self.activation_checkpoint:
@@ -71,8 +83,12 @@ class Execution:
         if self.compiled:
             model.get_submodule("backbone.body").compile()
             model.get_submodule("transformer").compile()
+        if self.cuda_graphs:
+            use_cuda_graphs(model.get_submodule("backbone.body"))
+            use_cuda_graphs(model.get_submodule("transformer"))
 
 
+_TF32 = {"default": None, "on": True, "off": False}
 PLAIN = Execution()
 
 
@@ -90,6 +106,30 @@ def inference_dtype(cfg: CfgNode) -> torch.dtype | None:
             "SOLVER.AMP.PRECISION is 'float16', which needs a GPU; on a CPU set it to bfloat16"
         )
     return getattr(torch, precision)
+
+
+def check_cuda_graphs(cfg: CfgNode) -> None:
+    """Check that CUDA graphs can be used.
+
+    Raises:
+        ValueError: there is no GPU, or another key excludes them.
+    """
+    if torch.device(cfg.MODEL.DEVICE).type != "cuda":
+        raise ValueError(
+            f"MODEL.CUDA_GRAPHS is True, which needs a GPU, and MODEL.DEVICE is "
+            f"{cfg.MODEL.DEVICE}. Set MODEL.CUDA_GRAPHS False"
+        )
+    excluded = {
+        "MODEL.COMPILE": cfg.MODEL.COMPILE,
+        "MODEL.DETR.ACTIVATION_CHECKPOINT": cfg.MODEL.DETR.ACTIVATION_CHECKPOINT,
+        "MODEL.DETR.RESIDUAL_RAMP_ITERS": cfg.MODEL.DETR.RESIDUAL_RAMP_ITERS,
+    }
+    for key, value in excluded.items():
+        if value:
+            raise ValueError(
+                f"MODEL.CUDA_GRAPHS is True and {key} is {value}, which cannot be combined. Leave "
+                "one of them at its default"
+            )
 
 
 def require_compiler(device: str) -> None:

@@ -260,3 +260,33 @@ def test_shapes_after_the_second_are_compiled_for_already():
     with torch._dynamo.config.patch(error_on_recompile=True):
         check((112, 64), (80, 96))
         check((64, 128), (80, 96), (64, 64), (48, 48))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "needs a GPU, and MODEL.DEVICE is cpu"),
+        (("MODEL.DEVICE", "cuda", "MODEL.COMPILE", True), "MODEL.COMPILE is True, which cannot"),
+        (
+            ("MODEL.DEVICE", "cuda", "MODEL.DETR.RESIDUAL_RAMP_ITERS", 5),
+            "RESIDUAL_RAMP_ITERS is 5, which cannot",
+        ),
+    ],
+)
+def test_cuda_graphs_are_refused_where_they_cannot_work(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(tiny_config("MODEL.CUDA_GRAPHS", True, *overrides))
+
+
+def test_tf32():
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        build_model(tiny_config())
+        assert [backend.allow_tf32 for backend in backends] == before
+        for value, expected in (("on", True), ("off", False)):
+            build_model(tiny_config("MODEL.TF32", value))
+            assert [backend.allow_tf32 for backend in backends] == [expected, expected]
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed

@@ -147,7 +147,7 @@ def replay(path: str | os.PathLike[str]) -> ReplayReport:
     add_miti_detr_config(cfg)
     cfg.merge_from_other_cfg(CfgNode(parse_config(content["config"], f"the config in {path}")))
     resolve_device(cfg)
-    cfg.MODEL.COMPILE = False  # so that every module can be observed
+    cfg.MODEL.COMPILE = cfg.MODEL.CUDA_GRAPHS = False  # so that every module can be observed
     model = build_model(cfg)
     model.load_state_dict(content["model"])
     model.train()
