@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from . import attention, channels_last, dropout, frozen_batch_norm, linear, residual_blocks
+from . import (
+    attention,
+    channels_last,
+    dropout,
+    frozen_batch_norm,
+    linear,
+    prepared_weights,
+    residual_blocks,
+)
 from .activation_checkpoint import checkpoint_activations
 from .cuda_graphs import use_cuda_graphs
 
@@ -31,6 +39,7 @@ TECHNIQUES = {
     "attention modules": attention.apply,
     "linear layers": linear.apply,
     "dropout modules": dropout.apply,
+    "parts with weights prepared together": prepared_weights.apply,
 }
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from .prepared_weights import nothing_prepared
+
 
 class _Checkpointed:
     """Changes how a module runs in training, when put before its class."""
@@ -20,7 +22,8 @@ class _Checkpointed:
         """Run the module; random numbers and precision are the same in both runs."""
         run = super().forward  # type: ignore[misc]
         if self.training and torch.is_grad_enabled():
-            return checkpoint(run, *args, use_reentrant=False)
+            with nothing_prepared():
+                return checkpoint(run, *args, use_reentrant=False)
         return run(*args)
 
 

@@ -11,10 +11,12 @@ used. The projections are those of :mod:`miti_detr.accelerate.linear`.
 How exact: rounding; the random numbers differ from torch's.
 """
 
+import itertools
 import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
@@ -25,14 +27,13 @@ from .dropout import can_draw, draw
 from .exchange import exchange
 from .kept import Kept
 from .linear import PackedWeight, linear
-
-_PARTS = ((0, 1), (0, 2), (1, 2), (2, 3))  # of the packed projection that are used together
+from .prepared_weights import prepared
 
 
 class FastAttention(MultiHeadAttention):
     """The attention of this package with faster projections and dropout."""
 
-    _kept: dict[tuple[int, int], Kept[PackedWeight]]
+    _kept: dict[tuple[int, int], Kept[PackedWeight]]  # by the rows of the packed projection
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         learnt_mask = mask is not None and mask.requires_grad
@@ -42,11 +43,25 @@ class FastAttention(MultiHeadAttention):
         attended: Tensor = _DropoutAttention.apply(q, k, v, mask, keep, scale)
         return attended
 
-    def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
-        d_model = self.out_proj.in_features
-        rows = slice(start * d_model, stop * d_model)
-        kept = self._kept[start, stop]
-        return linear(x, self.in_proj_weight, self.in_proj_bias, rows=rows, kept=kept)
+    def _apply_rows(self, sources: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        if (weight_and_bias := prepared(self)) is not None:
+            weight, bias = weight_and_bias
+            assert bias is not None
+            pieces = zip(sources, weight.split(sizes), bias.split(sizes), strict=False)
+            return [F.linear(*each) for each in pieces]
+        if torch.is_grad_enabled() and self.in_proj_weight.requires_grad:
+            weights, biases = self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)
+            pieces = zip(sources, weights, biases, strict=False)
+            return [linear(x, weight, bias) for x, weight, bias in pieces]
+        projected = []
+        for x, size, stop in zip(sources, sizes, itertools.accumulate(sizes), strict=False):
+            kept = self._kept.setdefault((stop - size, stop), Kept())
+            rows = slice(stop - size, stop)
+            projected.append(linear(x, self.in_proj_weight, self.in_proj_bias, rows, kept))
+        return projected
+
+    def _weights_to_prepare(self) -> tuple[Tensor, Tensor, None]:
+        return self.in_proj_weight, self.in_proj_bias, None
 
 
 def apply(model: nn.Module) -> int:
@@ -54,7 +69,7 @@ def apply(model: nn.Module) -> int:
     found = [module for module in model.modules() if type(module) is MultiHeadAttention]
     for module in found:
         exchange(module, FastAttention)
-        module._kept = {part: Kept() for part in _PARTS}  # type: ignore[assignment]
+        module._kept = {}  # type: ignore[assignment]
     return len(found)
 
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
+from .prepared_weights import is_hooked
+
 logger = logging.getLogger(__name__)
 
 MOST_SHAPES = 8  # of a module, of which recordings are kept
@@ -274,11 +276,8 @@ def _is_possible(module: nn.Module, args: tuple[Any, ...]) -> bool:
         return False
     tensors = _tensors(args)
     on_device = module._graphs._record is not None or all(x.is_cuda for x in tensors)  # type: ignore[union-attr]
-    hooked = any(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
-        for part in module.modules()
-        if part is not module  # hooks of the module itself are called outside of its forward pass
-    )
+    # Hooks of the module itself are called outside of its forward pass.
+    hooked = any(is_hooked(part) for part in module.modules() if part is not module)
     return bool(tensors) and on_device and not hooked
 
 

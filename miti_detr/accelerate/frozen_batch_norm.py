@@ -29,6 +29,7 @@ from .exchange import exchange, is_recorded
 from .kept import Kept
 from .linear import POINTWISE_DILATION
 from .onednn import Geometry, can_fuse, convolve, pack_convolution
+from .prepared_weights import prepared
 
 
 def apply(model: nn.Module) -> int:
@@ -68,10 +69,12 @@ class FoldedConv2d(Conv2d):
         if is_unsafe(self) and torch.is_grad_enabled():
             rows, columns = geometry.stride
             x, geometry = x[:, :, ::rows, ::columns].contiguous(), geometry._replace(stride=(1, 1))
-        if self._is_fused(x, dtype, add):
+        if (weight_and_bias := prepared(self)) is not None:
+            x = F.conv2d(x, *weight_and_bias, **geometry._asdict())
+        elif self._is_fused(x, dtype, add):
             packed, bias = self._folded(dtype, geometry, x.shape)
             return convolve(x.to(dtype), packed, bias, geometry, add=add, relu=relu)
-        if self._is_trained() and not self._is_left_to_torch():
+        elif self._is_trained() and not self._is_left_to_torch():
             x = _ScaledConvolution.apply(x, self.weight, *self._scale_and_bias(), geometry)
         else:
             x = F.conv2d(x, *self._folded(dtype, geometry), **geometry._asdict())
@@ -88,6 +91,9 @@ class FoldedConv2d(Conv2d):
         if add is not None and not (add.dtype == dtype and _is_channels_last(add)):
             return False
         return can_fuse(x, dtype, self.weight, self.bias, add) and _is_channels_last(x)
+
+    def _weights_to_prepare(self) -> tuple[Tensor, None, FrozenBatchNorm2d] | None:
+        return (self.weight, None, self.norm) if self.bias is None else None
 
     def _geometry(self, x: Tensor) -> Geometry:
         pointwise = x.device.type == "cpu" and self.kernel_size == (1, 1)

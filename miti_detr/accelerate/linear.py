@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .exchange import exchange, is_recorded
 from .kept import Kept
 from .onednn import can_fuse, is_enabled, multiply, pack_linear
+from .prepared_weights import prepared
 
 # Dilation has no effect on a 1x1 kernel, but without it torch does not call oneDNN for a single
 # thread and a small batch.
@@ -39,7 +40,12 @@ class FastLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
+        if (weight_and_bias := prepared(self)) is not None:
+            return F.linear(x, *weight_and_bias)
         return linear(x, self.weight, self.bias, kept=self._kept)
+
+    def _weights_to_prepare(self) -> tuple[Tensor, Tensor | None, None]:
+        return self.weight, self.bias, None
 
 
 def apply(model: nn.Module) -> int:
@@ -55,9 +61,8 @@ def linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    *,
     rows: slice = slice(None),
-    kept: Kept[PackedWeight],
+    kept: Kept[PackedWeight] | None = None,
 ) -> Tensor:
     """Apply a linear layer, or some of its rows.
 
@@ -66,7 +71,7 @@ def linear(
         weight: (O, I).
         bias: (O,), or none.
         rows: which rows of weight and bias are used.
-        kept: holds the weights of these rows for autocast.
+        kept: holds the weights of these rows for autocast without gradient.
 
     Returns:
         (..., rows), contiguous.
@@ -74,7 +79,7 @@ def linear(
     if not is_recorded() and _is_large(x, weight[rows]):
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-            if can_fuse(x, dtype, weight, bias):
+            if kept is not None and can_fuse(x, dtype, weight, bias):
                 make = functools.partial(_pack, weight, bias, rows, dtype, x.shape[:-1].numel())
                 return multiply(x.to(dtype), *kept.get(make, (weight, bias), dtype))
         elif x.device.type == "cpu" and x.dtype == torch.float32 and is_enabled():

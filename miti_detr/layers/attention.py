@@ -48,8 +48,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (N, Lq, C).
         """
-        q, k = self._project_query_key(query, key)
-        v = self._split_heads(self._project(value, 2, 3))
+        q, k, v = self._project(query, key, value)
         attended = self._attend(q, k, v, mask)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -59,24 +58,30 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (N, heads, Lq, Lk); each row sums to 1.
         """
-        return attention_weights(*self._project_query_key(query, key), mask)
+        q, k = self._project(query, key)
+        return attention_weights(q, k, mask)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention per head, (N, heads, L, C / heads) each."""
         p = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
 
-    def _project_query_key(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        if query is key:
-            q, k = self._project(query, 0, 2).chunk(2, dim=-1)
-        else:
-            q, k = self._project(query, 0, 1), self._project(key, 1, 2)
-        return self._split_heads(q), self._split_heads(k)
+    def _project(self, *inputs: Tensor) -> list[Tensor]:
+        """Apply the packed projection to query, key and, if given, value; split the heads."""
+        query, key, *value = inputs
+        width = self.out_proj.in_features
+        shared = query is key
+        sizes = [2 * width, width] if shared else [width] * 3
+        sources = [query, *value] if shared else [query, key, *value]
+        projected = self._apply_rows(sources, sizes)
+        if shared:
+            projected[:1] = projected[0].chunk(2, dim=-1)
+        return [self._split_heads(x) for x in projected]
 
-    def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Apply parts of the packed projection: 0 is query, 1 is key, 2 is value."""
-        rows = slice(start * self.out_proj.in_features, stop * self.out_proj.in_features)
-        return F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+    def _apply_rows(self, sources: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        """Apply ``sizes[i]`` rows of the packed projection, one after the other, to input i."""
+        weights, biases = self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)
+        return [F.linear(*each) for each in zip(sources, weights, biases, strict=False)]
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.nhead, -1)).transpose(1, 2)  # (N, heads, L, C / heads)

@@ -55,7 +55,7 @@ class SinePositionEncoding(nn.Module):
         Returns:
             (N, 2F, h, w) float32.
         """
-        valid = (~mask).to(self.wavelengths.device, torch.float32)
+        valid = (~mask).to(self.wavelengths.device, torch.float32, non_blocking=True)
         y, x = valid.cumsum(1), valid.cumsum(2)
         if self.normalize:
             eps, scale = 1e-6, 2 * math.pi

@@ -253,7 +253,8 @@ class MitiDetr(nn.Module):
             ValueError: an image is larger than the square that the backbone needs.
         """
         images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
         ]
         constraints = self.backbone.padding_constraints()
         square = constraints["square_size"]
@@ -279,7 +280,8 @@ class MitiDetr(nn.Module):
         position = self.position_encoding(mask).to(source.dtype)
         # A batch without padding needs no mask, which is faster. A traced model must have one.
         is_padded = torch.jit.is_tracing() or bool(mask.any())
-        return Encoded(features, source, mask.to(source.device) if is_padded else None, position)
+        on_device = mask.to(source.device, non_blocking=True) if is_padded else None
+        return Encoded(features, source, on_device, position)
 
     def decode(self, encoded: Encoded, queries: ObjectQueries) -> Decoded:
         """Run the transformer."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import operator
 import os
 import shutil
 import sys
@@ -119,16 +120,11 @@ def check_cuda_graphs(cfg: CfgNode) -> None:
             f"MODEL.CUDA_GRAPHS is True, which needs a GPU, and MODEL.DEVICE is "
             f"{cfg.MODEL.DEVICE}. Set MODEL.CUDA_GRAPHS False"
         )
-    excluded = {
-        "MODEL.COMPILE": cfg.MODEL.COMPILE,
-        "MODEL.DETR.ACTIVATION_CHECKPOINT": cfg.MODEL.DETR.ACTIVATION_CHECKPOINT,
-        "MODEL.DETR.RESIDUAL_RAMP_ITERS": cfg.MODEL.DETR.RESIDUAL_RAMP_ITERS,
-    }
-    for key, value in excluded.items():
-        if value:
+    for key in ("COMPILE", "DETR.ACTIVATION_CHECKPOINT", "DETR.RESIDUAL_RAMP_ITERS"):
+        if value := operator.attrgetter(key)(cfg.MODEL):
             raise ValueError(
-                f"MODEL.CUDA_GRAPHS is True and {key} is {value}, which cannot be combined. Leave "
-                "one of them at its default"
+                f"MODEL.CUDA_GRAPHS is True and MODEL.{key} is {value}, which cannot be combined. "
+                "Leave one of them at its default"
             )
 
 

@@ -52,6 +52,8 @@ def targets_from_instances(
     return [
         {"labels": image_labels, "boxes": image_boxes}
         for image_labels, image_boxes in zip(
-            labels.to(device).split(counts), boxes.to(device).split(counts), strict=True
+            labels.to(device, non_blocking=True).split(counts),
+            boxes.to(device, non_blocking=True).split(counts),
+            strict=True,
         )
     ]

@@ -57,11 +57,12 @@ def gradients(made, inputs, dtype=torch.float32, times=1):
 
 
 def assert_same_steps(one, other, rtol):
-    """Losses to ``rtol``, each gradient to ``rtol`` of the largest value that it has."""
+    """Losses to ``rtol``, each gradient to ``rtol`` of its largest value, or 1e-4 of all."""
+    largest = max(float(g.abs().max()) for g in other[1].values())
     torch.testing.assert_close(one[0], other[0], rtol=rtol, atol=rtol)
     assert one[1].keys() == other[1].keys()
     for name, expected in other[1].items():
-        atol = rtol * float(expected.abs().max()) + 1e-7
+        atol = rtol * float(expected.abs().max()) + 1e-4 * largest
         torch.testing.assert_close(one[1][name], expected, rtol=0, atol=atol, msg=name)
 
 
@@ -151,7 +152,7 @@ def test_cuda_graphs_follow_other_weights():
 
 
 def test_waits_of_a_step():
-    """A step of the model waits for the device only to match, and to copy its inputs."""
+    """A step of the model waits for the device only for the costs of its matches."""
     made = tiny("MODEL.DEVICE", "cuda").train()
     sum(made(UNPADDED).values()).backward()
     torch.cuda.set_sync_debug_mode("warn")
@@ -163,7 +164,7 @@ def test_waits_of_a_step():
         torch.cuda.set_sync_debug_mode("default")
     waits = [w for w in caught if "synchroniz" in str(w.message)]
     places = "\n".join(f"{w.filename}:{w.lineno}" for w in waits)
-    assert len(waits) <= 4, places
+    assert len(waits) <= 1, places
 
 
 @pytest.mark.slow
