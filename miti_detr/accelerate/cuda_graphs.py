@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
-from .prepared_weights import is_hooked
+from .prepared_weights import is_hooked, prepared_within
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,13 @@ class _Graphed:
 
     def forward(self, *args: Any) -> Any:
         """Run the module, from a recording where that is possible."""
-        run = super().forward  # type: ignore[misc]
+        forward = super().forward  # type: ignore[misc]
+
+        def run(*args: Any) -> Any:
+            # What is made from weights has to be made within the recording.
+            with prepared_within(self):  # type: ignore[arg-type]
+                return forward(*args)
+
         if not _is_possible(self, args):  # type: ignore[arg-type]
             return run(*args)
         return self._graphs.run(self, run, args)  # type: ignore[arg-type]

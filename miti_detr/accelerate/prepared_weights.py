@@ -52,6 +52,16 @@ def nothing_prepared() -> Iterator[None]:
         _current.pairs = before
 
 
+@contextmanager
+def prepared_within(module: nn.Module) -> Iterator[None]:
+    """Prepare the weights of a module here, and not with those of the part that it belongs to."""
+    is_in_part = getattr(_current, "pairs", None) is not None
+    with nothing_prepared():
+        if is_in_part:
+            _prepare(module, None)
+        yield
+
+
 def apply(model: nn.Module) -> int:
     """Prepare the weights of the parts below ``model``; return how many parts there are."""
     parts = _parts(model, _DEEPEST)

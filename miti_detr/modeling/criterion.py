@@ -128,9 +128,9 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted losses by name, each (L,)."""
         matches = self.matcher.match_layers(logits, boxes, targets)
-        layer, image, query, target = matches.to(logits.device, non_blocking=True)
         counts = torch.tensor([len(t["labels"]) for t in targets])
-        counts = counts.to(logits.device, non_blocking=True)
+        matches, counts = (t.to(logits.device, non_blocking=True) for t in (matches, counts))
+        layer, image, query, target = matches
         target = target + (counts.cumsum(0) - counts)[image]  # counted over the whole batch
         labels = torch.cat([t["labels"] for t in targets])[target]
         truth = torch.cat([t["boxes"] for t in targets]).to(boxes)[target]

@@ -6,8 +6,9 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from miti_detr.accelerate import cuda_graphs, use_cuda_graphs
+from miti_detr.accelerate import accelerate, cuda_graphs, use_cuda_graphs
 
 
 class FakeGraph:
@@ -130,3 +131,32 @@ def test_copies_record_anew(copied):
     made = cuda_graphs.GraphCache()
     made._recordings[1] = None
     assert not copied(made)._recordings
+
+
+class Traced:
+    """Replays the operations of a call on the tensors that it used, as a CUDA graph does."""
+
+    def __init__(self, module, function, args, pool) -> None:
+        self.graph = make_fx(lambda *given: function(*given))(*args)
+
+    def is_pending(self) -> bool:
+        return False
+
+    def __call__(self, tensors):
+        return self.graph(*tensors)
+
+
+def test_weights_are_prepared_within_the_recording():
+    """The part whose weights are prepared is the recorded module itself, as in small models."""
+    plain = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)))
+    ours, eager = accelerate(copy.deepcopy(plain)), accelerate(copy.deepcopy(plain))
+    use_cuda_graphs(ours[0], Traced)
+    x = torch.ones(2, 8)
+    for _ in range(4):
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(ours(x), eager(x), rtol=0, atol=0)
+        with torch.no_grad():
+            for parameter in (*ours.parameters(), *eager.parameters()):
+                parameter.mul_(1.5)
+    (recording,) = ours[0]._graphs._recordings.values()
+    assert recording is not None
