@@ -50,8 +50,7 @@ class Execution:
         """Read the config.
 
         Raises:
-            ValueError: a precision is unknown or the device does not have it; there is no compiler;
-                CUDA graphs are asked for without a GPU or beside what they cannot record.
+            ValueError: the device has no such precision, compiler or graphs, or keys exclude them.
         """
         if cfg.MODEL.COMPILE:
             require_compiler(cfg.MODEL.DEVICE)
