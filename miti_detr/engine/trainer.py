@@ -30,7 +30,7 @@ from .hooks import (
     StepLog,
     read_records,
 )
-from .optimizer import build_optimizer, frozen_norms
+from .solver import build_optimizer, frozen_norms
 from .parallel import wrap_for_processes
 from .resume import (
     History,
@@ -260,7 +260,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`miti_detr.engine.optimizer.build_optimizer`."""
+        """See :func:`miti_detr.engine.solver.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod

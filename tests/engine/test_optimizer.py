@@ -9,7 +9,7 @@ from torch import nn
 
 from miti_detr.config import add_miti_detr_config
 from miti_detr.engine import build_optimizer
-from miti_detr.engine.optimizer import is_backbone
+from miti_detr.engine.solver import is_backbone
 
 
 class Model(nn.Module):
