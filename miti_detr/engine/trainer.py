@@ -30,7 +30,6 @@ from .hooks import (
     StepLog,
     read_records,
 )
-from .solver import build_optimizer, frozen_norms
 from .parallel import wrap_for_processes
 from .resume import (
     History,
@@ -41,6 +40,7 @@ from .resume import (
 )
 from .seed import resolve_seed
 from .setup import resolve_schedule
+from .solver import build_optimizer, frozen_norms
 from .step import TrainStep
 
 logger = logging.getLogger(__name__)
