@@ -166,6 +166,9 @@ def _add_speed_keys(cfg: CN) -> None:
 
 
 def _add_solver_keys(cfg: CN) -> None:
+    # Parts into which each process cuts its share of IMS_PER_BATCH. Their gradients are added up to
+    # one step, which is that of the whole batch and takes the memory of a part
+    cfg.SOLVER.ACCUMULATE = 1
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW | SGD
     # Learning rate of the backbone relative to BASE_LR; 0 freezes it
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1

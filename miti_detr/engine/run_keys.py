@@ -23,6 +23,7 @@ _RULES: dict[str, Rule] = {
     "SOLVER.EPOCHS": Whole(0, 10**6),
     "SOLVER.EPOCH_STEPS": Each(Whole(1, 10**6), increasing=True),
     "SOLVER.IMS_PER_BATCH": Whole(1, 10**6),
+    "SOLVER.ACCUMULATE": Whole(1, 10**6),
     "SOLVER.REFERENCE_WORLD_SIZE": Whole(0, 10**6),
     "SOLVER.CHECKPOINT_PERIOD": Whole(1),
     "SOLVER.BASE_LR": _FACTOR,
@@ -84,11 +85,19 @@ def _check_crop(cfg: CfgNode) -> None:
 
 
 def _check_batch(cfg: CfgNode, world_size: int) -> None:
-    scaled = cfg.SOLVER.REFERENCE_WORLD_SIZE > 0  # Detectron2 will fit the batch to the processes
-    if cfg.SOLVER.IMS_PER_BATCH % world_size and not scaled:
+    batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE > 0:  # Detectron2 will fit the batch to the processes
+        batch = round(batch * world_size / cfg.SOLVER.REFERENCE_WORLD_SIZE)
+    elif batch % world_size:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
-            "cannot share equally. Give a multiple."
+            f"SOLVER.IMS_PER_BATCH is {batch}, which {world_size} processes cannot share equally. "
+            "Give a multiple."
+        )
+    share = batch // world_size
+    if share % parts:
+        raise ValueError(
+            f"SOLVER.ACCUMULATE is {parts}, which cannot cut the {share} images of a process into "
+            "equal parts. Give a divisor."
         )
 
 

@@ -53,6 +53,7 @@ _RESUME_KEYS = {
     "GAMMA": True,
     "WARMUP_ITERS": True,
     "IMS_PER_BATCH": True,
+    "ACCUMULATE": True,
     "BASE_LR": False,
     "BACKBONE_MULTIPLIER": False,
     "WEIGHT_DECAY": False,
@@ -101,6 +102,7 @@ class Trainer(DefaultTrainer):
             guard=NonFiniteGuard(cfg),
             amp_dtype=getattr(torch, amp.PRECISION) if amp.ENABLED else None,
             frozen_norms=frozen_norms(cfg, model),
+            parts=cfg.SOLVER.ACCUMULATE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = MitiDetrCheckpointer(

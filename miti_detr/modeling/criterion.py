@@ -3,13 +3,15 @@
 L decoder layers, N images, Q queries, K classes.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
+
+from miti_detr.scalars import is_logging, log_scalars
 
 from .losses import box_losses, cardinality_errors, class_error, classification_losses
 from .matcher import HungarianMatcher
@@ -42,9 +44,10 @@ class SetCriterion(nn.Module):
     Returned losses are weighted: their sum is what is optimised. Diagnostics go to Detectron2's
     event storage, if one is open, as ``diag/class_error`` and ``diag/cardinality_error``.
 
-    With several processes both normalisers are means over the processes, so that the loss does not
-    depend on how a batch is divided. (The published code averages only the number of objects and
-    normalises the classification loss by each process' own batch; with one process they agree.)
+    In training with several processes both normalisers are means over the processes, so that the
+    loss does not depend on how a batch is divided. (The published code averages only the
+    number of objects and normalises the classification loss by each process' own batch; with one
+    process they agree.) A batch that comes in parts has :meth:`parts_of`.
 
     Source: DETR, sections 3.1 and A.2; facebookresearch/detr ``models/detr.py`` at 29901c5.
     """
@@ -83,6 +86,39 @@ class SetCriterion(nn.Module):
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = no_object_weight
         self.register_buffer("empty_weight", empty_weight, persistent=False)
+        self._whole_batch: Sequence[int] | None = None
+
+    @contextlib.contextmanager
+    def parts_of(self, counts: Sequence[int]) -> Iterator[None]:
+        """While entered, batches are parts of a larger one, whose normalisers they have.
+
+        The losses of all parts together are those of the larger batch.
+
+        Args:
+            counts: objects of each image of the larger batch, in this process.
+        """
+        self._whole_batch = counts
+        try:
+            yield
+        finally:
+            self._whole_batch = None
+
+    def normalizers(
+        self, counts: Tensor, num_queries: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """What the losses of a batch are divided by: its objects, and the sum of class weights.
+
+        An image has as many matched queries as objects, if it has enough queries.
+
+        Args:
+            counts: (N,) objects of each image.
+            num_queries: Q.
+            dtype: of the two.
+        """
+        weights = self.empty_weight.to(dtype)
+        matched = torch.arange(num_queries, device=counts.device) < counts[:, None]
+        classes = torch.where(matched, 0, self.num_classes)  # all classes have the same weight
+        return counts.sum().to(dtype), weights[classes].sum()
 
     def forward(
         self,
@@ -138,15 +174,12 @@ class SetCriterion(nn.Module):
         classes = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
         classes[layer, image, query] = labels
         class_weights = self.empty_weight.to(logits.dtype)
-        # Every layer has the same number of matches, hence the same sum of class weights.
-        num_boxes, normalizer = _mean_over_processes(
-            counts.sum().to(logits.dtype), class_weights[classes[0]].sum()
-        )
+        num_boxes, normalizer = self._shared_normalizers(counts, logits)
         ce = classification_losses(logits, classes, class_weights, normalizer)
         num_boxes = num_boxes.clamp(min=1)
         predicted = boxes[layer, image, query].view(len(logits), -1, 4)
         l1, giou = box_losses(predicted, truth.view_as(predicted), num_boxes)
-        if has_event_storage():
+        if is_logging():
             last = slice(len(query) - predicted.shape[1], None)  # the last layer's matches
             error = class_error(logits[-1, image[last], query[last]], labels[last])
             self._log(error, cardinality_errors(logits, counts))
@@ -159,13 +192,18 @@ class SetCriterion(nn.Module):
             losses |= extra_losses(Matches(layer, image, query, target, len(logits), num_boxes))
         return losses
 
+    def _shared_normalizers(self, counts: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+        """Normalisers of the whole batch, in training means over the processes."""
+        if self._whole_batch is not None:
+            counts = torch.tensor(self._whole_batch, device=counts.device)
+        found = self.normalizers(counts, logits.shape[2], logits.dtype)
+        return _mean_over_processes(*found) if self.training else found
+
     def _log(self, class_error: Tensor, cardinality_errors: Tensor) -> None:
-        """Diagnostics: a scalar, and (L,). One copy to the host for all."""
-        storage = get_event_storage()
-        first, *others = torch.cat([class_error[None], cardinality_errors]).tolist()
-        storage.put_scalar("diag/class_error", first)
-        for error, suffix in zip(others, _suffixes(len(others)), strict=True):
-            storage.put_scalar("diag/cardinality_error" + suffix, error)
+        """Log diagnostics: a scalar, and (L,)."""
+        named = zip(_suffixes(len(cardinality_errors)), cardinality_errors.unbind(), strict=True)
+        errors = {f"diag/cardinality_error{suffix}": error for suffix, error in named}
+        log_scalars({"diag/class_error": class_error, **errors})
 
     def extra_repr(self) -> str:
         """Show the weights in the printed model."""

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,17 +15,15 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from miti_detr.config import add_miti_detr_config
+from miti_detr.engine.parallel import Batch, count_objects, part_of_batch, unwrapped
 from miti_detr.engine.seed import seed_step
 from miti_detr.engine.setup import resolve_device
 from miti_detr.files import replacing
 from miti_detr.yaml_files import parse_config
 
 logger = logging.getLogger(__name__)
-
-Batch = list[dict[str, Any]]
 
 
 class NonFiniteError(FloatingPointError):
@@ -46,6 +44,8 @@ class NonFiniteGuard:
         losses: Mapping[str, Tensor],
         iteration: int,
         reason: str,
+        *,
+        part: tuple[int, Sequence[int]] | None = None,
     ) -> NoReturn:
         """Write the replay file and raise.
 
@@ -59,6 +59,8 @@ class NonFiniteGuard:
             losses: weighted losses by name, scalars.
             iteration: index of the step.
             reason: first words of the message.
+            part: index of the batch among the parts of a larger one, and the objects of each image
+                of that; None: the batch is whole.
 
         Raises:
             NonFiniteError: always; names the iteration, the images, each loss, and the file.
@@ -73,7 +75,8 @@ class NonFiniteGuard:
             "config": self.cfg.dump(),
             "losses": values,
             "batch": [_plain(inputs) for inputs in batch],
-            "model": _unwrapped(model).state_dict(),
+            "part": None if part is None else [part[0], list(part[1])],
+            "model": unwrapped(model).state_dict(),
         }
         with replacing(path) as temporary:
             torch.save(content, temporary)
@@ -155,10 +158,14 @@ def replay(path: str | os.PathLike[str]) -> ReplayReport:
     batch = [_inputs(plain) for plain in content["batch"]]
 
     amp, device = cfg.SOLVER.AMP, torch.device(cfg.MODEL.DEVICE).type
-    seed_step(content["seed"], content["iteration"], content["rank"])
+    index, counts = content.get("part") or (0, count_objects(batch))
+    seed_step(content["seed"], content["iteration"], content["rank"], index)
     with EventStorage(content["iteration"]), _FirstNonFinite(model) as first:
-        with torch.autocast(device, getattr(torch, amp.PRECISION), enabled=amp.ENABLED):
-            losses: dict[str, Tensor] = model(batch)
+        with (
+            part_of_batch(model, batch, counts) as factor,
+            torch.autocast(device, getattr(torch, amp.PRECISION), enabled=amp.ENABLED),
+        ):
+            losses: dict[str, Tensor] = {k: v * factor for k, v in model(batch).items()}
         total: Any = sum(losses.values())
         total.backward()
     gradients = ((n, p.grad) for n, p in model.named_parameters() if p.grad is not None)
@@ -271,7 +278,3 @@ def _inputs(plain: Mapping[str, Any]) -> dict[str, Any]:
     if "patches" in plain:
         inputs["patches"] = plain["patches"]
     return inputs
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
