@@ -6,6 +6,7 @@ scalars from several places, and one wait is enough.
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from detectron2.utils.events import get_event_storage, has_event_storage
@@ -50,3 +51,22 @@ def stack_scalars(scalars: list[Tensor]) -> Tensor:
     """Stack scalars of any floating-point types to one vector, float32 or better."""
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in scalars) else torch.float32
     return torch.stack([x.detach().reshape(()).to(dtype) for x in scalars])
+
+
+class HostCopy:
+    """A tensor on its way to the host, which does not wait for it before it is read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Start the copy of a tensor that will not change."""
+        self._copy = tensor.to("cpu", non_blocking=True)  # of a GPU's: to pinned memory
+        self._event: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def read(self) -> list[Any]:
+        """Wait for the copy, and return its values."""
+        if self._event is not None:
+            self._event.synchronize()
+        values: list[Any] = self._copy.tolist()
+        return values

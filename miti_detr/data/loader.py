@@ -244,6 +244,8 @@ def _loader_arguments(cfg: CfgNode) -> dict[str, Any]:
     return {
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "collate_fn": trivial_batch_collator,
+        # So that images are copied to a GPU while it computes
+        "pin_memory": torch.device(cfg.MODEL.DEVICE).type == "cuda",
         # DataLoader draws a seed for its workers, which must not change the caller's generator
         "generator": torch.Generator().manual_seed(0),
     }

@@ -22,6 +22,7 @@ from miti_detr.evaluation import build_evaluator, write_coco_table
 from miti_detr.files import write_text
 
 from .hooks import (
+    WRITE_PERIOD,
     BestCheckpointer,
     NonFiniteGuard,
     ProgressBar,
@@ -41,7 +42,7 @@ from .resume import (
 from .seed import resolve_seed
 from .setup import resolve_schedule
 from .solver import build_optimizer, frozen_norms
-from .step import TrainStep
+from .step.train_step import TrainStep
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +196,12 @@ class Trainer(DefaultTrainer):
                 hook.after_step()
         self.iter = self.storage.iter = self.start_iter
 
+    def after_step(self) -> None:
+        """Call the hooks; what the step logs is written by then if they need it."""
+        if (self.iter + 1) % WRITE_PERIOD == 0 or self.iter + 1 == self.max_iter:
+            self._trainer.write_record()
+        super().after_step()
+
     def after_train(self) -> None:
         """Call the hooks; a resumed run without a step has ended at its last iteration."""
         self.iter = min(self.iter, self.max_iter)
@@ -206,6 +213,7 @@ class Trainer(DefaultTrainer):
 
         def evaluate() -> dict[str, Any]:
             """Evaluate the current weights and keep the results."""
+            self._trainer.write_record()
             self._last_eval_results = self.test(cfg, self.model)
             self._evaluated = self.iter
             return self._last_eval_results
@@ -238,6 +246,7 @@ class Trainer(DefaultTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the run, with its seed, its schedule and its latest metrics."""
+        self._trainer.write_record()
         schedule = {key: _plain(getattr(self.cfg.SOLVER, key)) for key in _RESUME_KEYS}
         state = {**super().state_dict(), "seed": self.cfg.SEED, "schedule": schedule}
         if storage := getattr(self, "storage", None):

@@ -164,9 +164,8 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted losses by name, each (L,)."""
         matches = self.matcher.match_layers(logits, boxes, targets)
-        counts = torch.tensor([len(t["labels"]) for t in targets])
-        matches, counts = (t.to(logits.device, non_blocking=True) for t in (matches, counts))
-        layer, image, query, target = matches
+        layer, image, query, target = matches.to(logits.device, non_blocking=True)
+        counts = _on(logits.device, [len(t["labels"]) for t in targets])
         target = target + (counts.cumsum(0) - counts)[image]  # counted over the whole batch
         labels = torch.cat([t["labels"] for t in targets])[target]
         truth = torch.cat([t["boxes"] for t in targets]).to(boxes)[target]
@@ -195,7 +194,7 @@ class SetCriterion(nn.Module):
     def _shared_normalizers(self, counts: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
         """Normalisers of the whole batch, in training means over the processes."""
         if self._whole_batch is not None:
-            counts = torch.tensor(self._whole_batch, device=counts.device)
+            counts = _on(counts.device, self._whole_batch)
         found = self.normalizers(counts, logits.shape[2], logits.dtype)
         return _mean_over_processes(*found) if self.training else found
 
@@ -217,6 +216,11 @@ class SetCriterion(nn.Module):
 def _suffixes(num_layers: int) -> list[str]:
     """Suffixes of the loss names: the last layer has none."""
     return [f"_{index}" for index in range(num_layers - 1)] + [""]
+
+
+def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
+    """Integers on a device, without waiting for it."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

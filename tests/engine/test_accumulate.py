@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 
 from miti_detr.engine import NonFiniteError, Trainer, replay
 from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
-from miti_detr.engine.step import TrainStep
+from miti_detr.engine.step.train_step import TrainStep
 from tests.engine.stub import TinyDetector, config
 from tests.helpers import tiny_config, training_input
 
@@ -73,7 +73,9 @@ def test_losses_of_other_models_are_means_over_images(tiny_data: Path, tmp_path:
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-7)
 
 
-def test_a_part_is_replayed_as_it_was(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_part_is_replayed_as_it_was(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second part fails; without the fault, the replay has its other loss to the bit."""
     changes = {"MODEL__DETR__DROPOUT": 0.3, "SOLVER__ACCUMULATE": 2}
     trainer = Trainer(config(tiny_data, tmp_path, **changes))
@@ -85,9 +87,10 @@ def test_a_part_is_replayed_as_it_was(tiny_data: Path, tmp_path: Path) -> None:
         return {**result, "loss_bbox": result["loss_bbox"] * (torch.inf if calls[0] == 7 else 1)}
 
     before = trainer.model.head.weight.detach().clone()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(NonFiniteError) as caught:
-        patch.setattr(TinyDetector, "_losses", overflow)
+    monkeypatch.setattr(TinyDetector, "_losses", overflow)
+    with pytest.raises(NonFiniteError) as caught:
         trainer.train()
+    monkeypatch.setattr(TinyDetector, "_losses", losses)
     assert "at iteration 1, rank 0" in str(caught.value)
     assert not torch.equal(trainer.model.head.weight, before)  # of iteration 0
     report = replay(tmp_path / "nonfinite_iter1_rank0.pth")

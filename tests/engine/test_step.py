@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 from miti_detr.engine import Trainer
 from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
 from miti_detr.engine.solver import frozen_norms
-from miti_detr.engine.step import TrainStep
+from miti_detr.engine.step.train_step import TrainStep
 from tests.engine.stub import config
 
 

@@ -7,12 +7,13 @@ from .progress_bar import ProgressBar
 from .rank_collapse import RankHook
 from .residual_ramp import ResidualRamp
 from .step_log import STEP_KEYS, STEPS_FILE, StepLog
-from .writers import RunWriters, drop_records, read_records
+from .writers import WRITE_PERIOD, RunWriters, drop_records, read_records
 
 __all__ = [
     "MATCHES_FILE",
     "STEPS_FILE",
     "STEP_KEYS",
+    "WRITE_PERIOD",
     "BestCheckpointer",
     "MatchingRecorder",
     "NonFiniteError",

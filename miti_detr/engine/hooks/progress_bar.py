@@ -42,8 +42,9 @@ class ProgressBar(HookBase):
     def after_step(self) -> None:
         """Advance the bar."""
         if self._bar is not None:
-            loss = self.trainer.storage.history("total_loss").latest()
-            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+            latest = self.trainer.storage.latest().get("total_loss")
+            if latest is not None:  # on a GPU, that of the step before
+                self._bar.set_postfix_str(f"loss {latest[0]:.4g}", refresh=False)
             self._bar.update()
 
     def after_train(self) -> None:

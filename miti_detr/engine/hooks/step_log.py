@@ -26,18 +26,27 @@ class StepLog(HookBase):
         """
         self._path = os.path.join(output_dir, STEPS_FILE)
         self._file: IO[str] | None = None
+        self._next = 0  # iteration of the next line
 
     def before_train(self) -> None:
         """Remove the lines that will be written again, then open the file."""
-        drop_records(self._path, first_record(self.trainer))
+        self._next = first_record(self.trainer)
+        drop_records(self._path, self._next)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
     def after_step(self) -> None:
-        """Add the line of this iteration."""
+        """Add the lines of the iterations whose values have come, on a GPU one step late."""
         assert self._file is not None
-        histories = self.trainer.storage.histories()
-        found = {key: histories[key].latest() for key in STEP_KEYS if key in histories}
-        self._file.write(json.dumps({"iteration": self.trainer.iter, **found}) + "\n")
+        found: dict[int, dict[str, float]] = {}
+        for key in STEP_KEYS:
+            history = self.trainer.storage.histories().get(key)
+            for value, iteration in reversed(history.values() if history else ()):
+                if iteration < self._next:
+                    break
+                found.setdefault(iteration, {}).setdefault(key, value)
+        for iteration, values in sorted(found.items()):
+            self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+            self._next = iteration + 1
         self._file.flush()
 
     def after_train(self) -> None:

@@ -11,6 +11,8 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 
 from miti_detr.files import write_text
 
+WRITE_PERIOD = 20  # iterations between two records
+
 
 class RunWriters(hooks.PeriodicWriter):
     """Detectron2's ``PeriodicWriter``, which first removes records that are written again.
@@ -19,7 +21,7 @@ class RunWriters(hooks.PeriodicWriter):
     its last checkpoint. A resumed run repeats these iterations.
     """
 
-    def __init__(self, output_dir: str, period: int = 20) -> None:
+    def __init__(self, output_dir: str, period: int = WRITE_PERIOD) -> None:
         """Take the folder; the files are opened when training begins.
 
         Args:

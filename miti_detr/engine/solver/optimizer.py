@@ -6,19 +6,16 @@ same in its trainer. This module uses Detectron2's helpers for most of it.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver.build import (
-    _generate_optimizer_class_with_gradient_clipping,
-    get_default_optimizer_params,
-    maybe_add_gradient_clipping,
-)
-from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from torch import Tensor, nn
+
+from miti_detr.scalars import log_scalars
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +31,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     normalisation layers; ``SOLVER.WEIGHT_DECAY_NORM`` is not used.
 
     With ``CLIP_TYPE: full_model`` the optimizer's ``step`` first scales all gradients together so
-    that their norm is at most ``CLIP_VALUE``, and puts the norm before it as ``grad_norm`` into the
-    event storage.
+    that their norm is at most ``CLIP_VALUE``, and logs the norm before it as ``grad_norm``. If that
+    is not finite, ``step`` raises ``FloatingPointError`` before the weights change. Where the
+    optimizer has a tensor ``found_inf``, which fused optimizers look at on the device, it is set to
+    1 instead, and the weights do not change either.
 
     Args:
         cfg: uses ``SOLVER``.
@@ -54,7 +53,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         arguments["fused"] = fast
     elif solver.OPTIMIZER == "SGD":
         kind = torch.optim.SGD
-        arguments.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV, foreach=fast)
+        arguments.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+        arguments["fused" if device == "cuda" else "foreach"] = fast
     else:
         raise ValueError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; possible: ADAMW, SGD")
     optimizer = _with_clipping(cfg, kind, foreach=fast)(_parameter_groups(cfg, model), **arguments)
@@ -178,19 +178,27 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
 def _with_clipping(
     cfg: CfgNode, kind: type[torch.optim.Optimizer], *, foreach: bool | None
-) -> Callable[..., torch.optim.Optimizer]:
+) -> type[torch.optim.Optimizer]:
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
-        return maybe_add_gradient_clipping(cfg, kind)
+        made: type[torch.optim.Optimizer] = maybe_add_gradient_clipping(cfg, kind)
+        return made
 
-    def clip_full_model(parameters: Iterable[nn.Parameter]) -> None:
-        """Scale all gradients together, and record the norm before."""
+    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> Any:
+        """Scale all gradients together, record their norm, and do the step."""
         norm = torch.nn.utils.clip_grad_norm_(
-            parameters, clip.CLIP_VALUE, clip.NORM_TYPE, foreach=foreach
-        ).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the norm of the gradients is {norm}")
-        if has_event_storage():
-            get_event_storage().put_scalar("grad_norm", norm)
+            (p for group in self.param_groups for p in group["params"]),
+            clip.CLIP_VALUE,
+            clip.NORM_TYPE,
+            foreach=foreach,
+        )
+        skip: Tensor | None = getattr(self, "found_inf", None)  # of :class:`TrainStep`
+        if skip is not None:
+            skip.logical_or_(~torch.isfinite(norm))
+        elif not math.isfinite(value := norm.item()):
+            raise FloatingPointError(f"the norm of the gradients is {value}")
+        log_scalars({"grad_norm": norm})
+        return kind.step(self, closure)
 
-    return _generate_optimizer_class_with_gradient_clipping(kind, global_clipper=clip_full_model)
+    # As in Detectron2's clipping; its function knows the parameters but not the optimizer
+    return type(kind.__name__ + "WithGradientClip", (kind,), {"step": step})
