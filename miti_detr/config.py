@@ -169,6 +169,14 @@ def _add_solver_keys(cfg: CN) -> None:
     # Parts into which each process cuts its share of IMS_PER_BATCH. Their gradients are added up to
     # one step, which is that of the whole batch and takes the memory of a part
     cfg.SOLVER.ACCUMULATE = 1
+    # Average of the weights over training steps (EMA), which evaluation and checkpoints use
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.9997  # share of the average that a step keeps
+    # Steps in which the decay grows from 0, so that the first weights are forgotten; 0: at once
+    cfg.SOLVER.EMA.WARMUP = 2000
+    cfg.SOLVER.EMA.PERIOD = 1  # steps between two updates, which then keep DECAY ** PERIOD
+
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW | SGD
     # Learning rate of the backbone relative to BASE_LR; 0 freezes it
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1

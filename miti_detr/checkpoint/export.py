@@ -17,7 +17,15 @@ from .convert import ConversionReport, StateDict, convert_state_dict, to_d2_wrap
 from .errors import CheckpointError
 from .files import atomic_write, read_checkpoint
 from .huggingface import to_hf
-from .variant import LAYER_RESIDUALS, RECORD_KEY, STATE_KEY, STRENGTH, make_record, recorded_variant
+from .variant import (
+    AVERAGE,
+    LAYER_RESIDUALS,
+    RECORD_KEY,
+    STATE_KEY,
+    STRENGTH,
+    make_record,
+    recorded_variant,
+)
 
 FORMATS = ("ours", "detr", "d2-wrapper", "hf")
 _GUESSED = (
@@ -64,7 +72,7 @@ def convert_file(
             checkpoint["model"], num_classes=None if by_coco_id else num_classes
         )
         record = _record(checkpoint, residual, report)
-        lines = [report.summary()]
+        lines = [report.summary(), *filter(None, [record.get(AVERAGE)])]
         if to == "ours":
             extra = {RECORD_KEY: record} if record else {}
             _save(target, {"model": state, **extra})

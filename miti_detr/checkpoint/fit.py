@@ -12,6 +12,7 @@ from .convert import ConversionReport, StateDict, convert_state_dict
 from .errors import CheckpointError
 from .tables import BACKBONE_SOURCES, PRETRAINING_KEY
 from .variant import (
+    AVERAGE,
     RECORD_KEY,
     STATE_KEY,
     Purpose,
@@ -64,7 +65,9 @@ def prepare_weights(
     lines, different = [report.summary()], ""
     if report.source not in BACKBONE_SOURCES:
         check_pre_norm(variant, report.pre_norm)
-        weights = weights_variant(recorded if record is None else record, stated)
+        record = recorded if record is None else record
+        weights = weights_variant(record, stated)
+        lines.append((record or {}).get(AVERAGE, ""))
         if weights.assumed:
             lines.append(f"no layer residual is recorded: {weights.origin} ({STATE_KEY} states it)")
         different = check_variant(variant, weights, purpose=purpose)

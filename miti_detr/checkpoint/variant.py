@@ -5,8 +5,8 @@ compute different things. So the variant is recorded beside the weights and comp
 
 A variant is the dict ``MitiDetr.variant``: everything that decides the function of a model beside
 its weights and the shapes of these. A record is a variant with ``version`` and ``config``, with
-``class_names`` where they are known, and in the middle of a ramp
-(``MODEL.DETR.RESIDUAL_RAMP_ITERS``) with ``residual_strength``.
+``class_names`` where they are known, in the middle of a ramp (``MODEL.DETR.RESIDUAL_RAMP_ITERS``)
+with ``residual_strength``, and for averages (``SOLVER.EMA``) with the text ``weights_average``.
 """
 
 import dataclasses
@@ -24,6 +24,8 @@ from .errors import CheckpointError
 RECORD_KEY = "miti_detr"  # of a checkpoint, and of the metadata of a state dict
 STATE_KEY = "MODEL.DETR.WEIGHTS_RESIDUAL"
 STRENGTH = "residual_strength"  # of a record, and the attribute of a model
+# The same; says that weights are an average over training steps, and over which
+AVERAGE = "weights_average"
 
 Variant = Mapping[str, Any]
 Purpose = Literal["evaluate", "warm_start", "resume", "unknown"]
@@ -57,8 +59,9 @@ def variant_of(model: nn.Module) -> dict[str, Any] | None:
         return dataclasses.asdict(variant)
     if not isinstance(variant, Mapping):
         return None
-    strength = getattr(model, STRENGTH, 1.0)
-    return {**variant, **({} if strength == 1.0 else {STRENGTH: strength})}
+    strength, average = getattr(model, STRENGTH, 1.0), getattr(model, AVERAGE, "")
+    extra = {STRENGTH: strength} if strength != 1.0 else {}
+    return {**variant, **extra, **({AVERAGE: average} if average else {})}
 
 
 def recorded_variant(state_dict: Mapping[str, Any]) -> Variant | None:
@@ -171,8 +174,9 @@ def check_record(record: Any) -> None:
     strength = record.get(STRENGTH, 1.0)
     if type(strength) not in (int, float) or not 0 <= strength <= 1:
         raise CheckpointError(f"the record says {STRENGTH} {strength!r}; possible: 0 to 1")
-    if not isinstance(record.get("config", ""), str):
-        raise CheckpointError("the record's config is no text")
+    for key in ("config", AVERAGE):
+        if not isinstance(record.get(key, ""), str):
+            raise CheckpointError(f"the record's {key} is no text")
 
 
 def check_variant(model: Variant, weights: WeightsVariant, *, purpose: Purpose) -> str:

@@ -1,12 +1,29 @@
 """Checks of a run that is resumed, and the metrics that its last checkpoint holds."""
 
 import glob
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
+logger = logging.getLogger(__name__)
+
+# Keys of SOLVER that a checkpoint records, and whether a resumed run uses the value of the new
+# config (True) or the one in the state of optimizer and scheduler (False).
+_SCHEDULE_KEYS = {
+    "MAX_ITER": True,
+    "STEPS": True,
+    "GAMMA": True,
+    "WARMUP_ITERS": True,
+    "IMS_PER_BATCH": True,
+    "ACCUMULATE": True,
+    "BASE_LR": False,
+    "BACKBONE_MULTIPLIER": False,
+    "WEIGHT_DECAY": False,
+}
 WINDOW = 20  # iterations over which Detectron2's writers smooth a scalar
 History = dict[str, tuple[bool, list[tuple[float, int]]]]
 
@@ -42,6 +59,21 @@ def check_resumable(output_dir: str) -> None:
     name = content.decode("utf-8", errors="replace")
     if not name.isprintable() or not name.endswith(".pth") or os.path.basename(name) != name:
         raise ValueError(f"{tag} is damaged: it holds {name[:80]!r}, not a file name. {hint}.")
+
+
+def save_schedule(cfg: CfgNode) -> dict[str, Any]:
+    """Copy the keys of ``SOLVER`` that a resumed run is compared with. Plain values."""
+    values = {key: getattr(cfg.SOLVER, key) for key in _SCHEDULE_KEYS}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def log_changes(cfg: CfgNode, saved: Mapping[str, Any]) -> None:
+    """Log what differs between a config and :func:`save_schedule` of the run that is resumed."""
+    for key, new in save_schedule(cfg).items():
+        old = saved.get(key, new)
+        if new != old:
+            kept = new if _SCHEDULE_KEYS[key] else old
+            logger.warning("SOLVER.%s was %s, is now %s: %s is used", key, old, new, kept)
 
 
 def save_history(storage: EventStorage) -> History:

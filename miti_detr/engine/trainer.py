@@ -1,5 +1,6 @@
 """Detectron2's trainer on CPUs and GPUs, in one or several processes, with exact resume."""
 
+import contextlib
 import logging
 import weakref
 from collections import OrderedDict
@@ -16,11 +17,11 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from miti_detr.checkpoint import MitiDetrCheckpointer
 from miti_detr.data import build_test_loader, build_train_loader
 from miti_detr.evaluation import build_evaluator, write_coco_table
 from miti_detr.files import write_text
 
+from .checkpointers import BestWeights, RunCheckpointer
 from .hooks import (
     WRITE_PERIOD,
     BestCheckpointer,
@@ -35,30 +36,19 @@ from .parallel import wrap_for_processes
 from .resume import (
     History,
     check_resumable,
+    log_changes,
     restore_history,
     results_beside,
     save_history,
+    save_schedule,
 )
 from .seed import resolve_seed
 from .setup import resolve_schedule
-from .solver import build_optimizer, frozen_norms
+from .solver import WeightAverage, build_optimizer, frozen_norms
 from .step.train_step import TrainStep
 
 logger = logging.getLogger(__name__)
 
-# Keys of SOLVER that a checkpoint records, and whether a resumed run uses the value of the new
-# config (True) or the one in the state of optimizer and scheduler (False).
-_RESUME_KEYS = {
-    "MAX_ITER": True,
-    "STEPS": True,
-    "GAMMA": True,
-    "WARMUP_ITERS": True,
-    "IMS_PER_BATCH": True,
-    "ACCUMULATE": True,
-    "BASE_LR": False,
-    "BACKBONE_MULTIPLIER": False,
-    "WEIGHT_DECAY": False,
-}
 # Hooks that act on an iteration after its checkpoint was written
 _AFTER_CHECKPOINT = (hooks.EvalHook, BestCheckpointer, StepLog, RunWriters)
 
@@ -106,8 +96,13 @@ class Trainer(DefaultTrainer):
             parts=cfg.SOLVER.ACCUMULATE,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = MitiDetrCheckpointer(
-            wrapped, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
+        self._average = WeightAverage.from_config(cfg, model)
+        self.checkpointer = RunCheckpointer(
+            wrapped,
+            cfg.OUTPUT_DIR,
+            average=self._average,
+            cfg=cfg,
+            trainer=weakref.proxy(self),
         )
         self._is_restored = False
         self._history: History | None = None  # of the resumed run
@@ -131,6 +126,8 @@ class Trainer(DefaultTrainer):
                 f"{self.checkpointer.get_checkpoint_file()} has weights but no state of a run to "
                 "resume. Name it as MODEL.WEIGHTS of a new run with another OUTPUT_DIR."
             )
+        if self._average is not None and not self._average.steps:
+            self._average.restart()  # with the weights that were loaded
         if self.start_iter > 0:
             if isinstance(self.scheduler, LRMultiplier):  # else the first step has the old rate
                 rates = self.scheduler.get_lr()
@@ -197,7 +194,9 @@ class Trainer(DefaultTrainer):
         self.iter = self.storage.iter = self.start_iter
 
     def after_step(self) -> None:
-        """Call the hooks; what the step logs is written by then if they need it."""
+        """Average the weights, and call the hooks with what the step logs if they need it."""
+        if self._average is not None:
+            self._average.update()
         if (self.iter + 1) % WRITE_PERIOD == 0 or self.iter + 1 == self.max_iter:
             self._trainer.write_record()
         super().after_step()
@@ -214,7 +213,8 @@ class Trainer(DefaultTrainer):
         def evaluate() -> dict[str, Any]:
             """Evaluate the current weights and keep the results."""
             self._trainer.write_record()
-            self._last_eval_results = self.test(cfg, self.model)
+            with contextlib.nullcontext() if self._average is None else self._average.in_model():
+                self._last_eval_results = self.test(cfg, self.model)
             self._evaluated = self.iter
             return self._last_eval_results
 
@@ -234,7 +234,7 @@ class Trainer(DefaultTrainer):
         names = cfg.DATASETS.TEST
         if names and cfg.TEST.EVAL_PERIOD > 0:
             metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"
-            weights = _BestWeights(self.model, cfg.OUTPUT_DIR, cfg=cfg)
+            weights = BestWeights(self.model, cfg.OUTPUT_DIR, average=self._average, cfg=cfg)
             result.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, weights, metric))
         result.append(RunWriters(cfg.OUTPUT_DIR))
         return result
@@ -247,8 +247,10 @@ class Trainer(DefaultTrainer):
     def state_dict(self) -> dict[str, Any]:
         """State of the run, with its seed, its schedule and its latest metrics."""
         self._trainer.write_record()
-        schedule = {key: _plain(getattr(self.cfg.SOLVER, key)) for key in _RESUME_KEYS}
-        state = {**super().state_dict(), "seed": self.cfg.SEED, "schedule": schedule}
+        state = {**super().state_dict(), "seed": self.cfg.SEED}
+        state["schedule"] = save_schedule(self.cfg)
+        if self._average is not None:
+            state["average"] = self._average.state_dict()
         if storage := getattr(self, "storage", None):
             state |= {"history": save_history(storage), "evaluated": self._evaluated}
         return state
@@ -259,11 +261,14 @@ class Trainer(DefaultTrainer):
         self._is_restored = True
         self._history = state_dict.get("history")
         self._evaluated = state_dict.get("evaluated", -1)
-        for key, old in state_dict.get("schedule", {}).items():
-            new = _plain(getattr(self.cfg.SOLVER, key))
-            if new != old:
-                kept = new if _RESUME_KEYS.get(key) else old
-                logger.warning("SOLVER.%s was %s, is now %s: %s is used", key, old, new, kept)
+        if self._average is not None and "average" in state_dict:
+            self._average.load_state_dict(state_dict["average"])
+        elif "average" in state_dict:
+            raise ValueError(
+                "SOLVER.EMA.ENABLED is False, but the checkpoint has averaged weights. Resume with "
+                "True, or start a new run from the checkpoint as MODEL.WEIGHTS."
+            )
+        log_changes(self.cfg, state_dict.get("schedule", {}))
         seed = state_dict.get("seed", self.cfg.SEED)
         if seed != self.cfg.SEED:
             logger.info("SEED %d of the resumed run is used, not %d", seed, self.cfg.SEED)
@@ -328,20 +333,9 @@ class Trainer(DefaultTrainer):
         return all(comm.all_gather(found or not self.cfg.DATASETS.TEST))
 
 
-class _BestWeights(MitiDetrCheckpointer):
-    """Saves weights that no run resumes from."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Do not change which checkpoint is the last one."""
-
-
 def _num_images(data_loader: Any) -> int | None:
     """Return the length of the training set; None if the loader has none."""
     try:
         return len(data_loader.dataset)
     except (AttributeError, TypeError):
         return None
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

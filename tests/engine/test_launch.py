@@ -37,6 +37,8 @@ def restored_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     """Same seed, same global batch, no dropout: the same losses and weights in 3 steps, by gloo.
 
+    Two processes also cut their shares into parts. Both runs average their weights.
+
     The images have 0 to 5 objects, so that each process' own normalisers would be others, and one
     size, so that none is padded: by how much depends on the images of a process.
     """
@@ -51,20 +53,24 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         *("SOLVER.STEPS", (), "SOLVER.IMS_PER_BATCH", 4, "SOLVER.OPTIMIZER", "SGD"),
         *("MODEL.DETR.NUM_OBJECT_QUERIES", 4, "MODEL.RESNETS.NORM", "FrozenBN"),
         *("INPUT.MIN_SIZE_TRAIN", (72,)),
+        *("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.5, "SOLVER.EMA.WARMUP", 0),
     )
     (tmp_path / "config.yaml").write_text(cfg.dump())
     results = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
         arguments = {"config_file": str(tmp_path / "config.yaml"), "num_gpus": processes}
-        assert run(train_net.main, _args(["OUTPUT_DIR", str(output)], **arguments)) == 0
-        weights = torch.load(output / "model_final.pth", weights_only=True)["model"]
+        opts = ["OUTPUT_DIR", str(output), "SOLVER.ACCUMULATE", str(processes)]
+        assert run(train_net.main, _args(opts, **arguments)) == 0
+        saved = torch.load(output / "model_final.pth", weights_only=True)
+        weights = {"average": saved["model"], "last": saved["trainer"]["average"]["weights"]}
         results.append((weights, read_records(str(output / "metrics.json"))))
         log = (output / "log.txt").read_text()
         assert log.count("1 of 8 images have more objects") == 1
         assert re.search(r"\n\W+1 +9 +dog +6\n", log)  # class, id in the data, name, objects
     (one, one_records), (two, two_records) = results
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(one["average"]["class_embed.bias"], one["last"]["class_embed.bias"])
     for key in ("total_loss", "loss_ce", "loss_bbox", "loss_giou_0", "grad_norm"):
         assert two_records[0][key] == pytest.approx(one_records[0][key], rel=1e-4)
     assert two_records[1]["bbox/AP"] == pytest.approx(one_records[1]["bbox/AP"], abs=1e-9)

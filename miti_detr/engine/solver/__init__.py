@@ -1,5 +1,6 @@
 """How the weights change: optimizer, schedule and averages."""
 
+from .ema import WeightAverage
 from .optimizer import build_optimizer, frozen_norms, is_backbone
 
-__all__ = ["build_optimizer", "frozen_norms", "is_backbone"]
+__all__ = ["WeightAverage", "build_optimizer", "frozen_norms", "is_backbone"]
