@@ -177,6 +177,14 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.EMA.WARMUP = 2000
     cfg.SOLVER.EMA.PERIOD = 1  # steps between two updates, which then keep DECAY ** PERIOD
 
+    # End the run after so many evaluations in a row without a better result; 0: never
+    cfg.SOLVER.EARLY_STOP = CN()
+    cfg.SOLVER.EARLY_STOP.PATIENCE = 0
+    cfg.SOLVER.EARLY_STOP.MIN_DELTA = 0.0  # a better result is better by more than this
+    # Name in metrics.json, such as bbox/AP50 or validation/total_loss; of losses lower is better.
+    # "": the AP of the (first) data set of TEST, as for model_best.pth
+    cfg.SOLVER.EARLY_STOP.METRIC = ""
+
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW | SGD
     # Learning rate of the backbone relative to BASE_LR; 0 freezes it
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+
+from .hooks import read_records
 
 logger = logging.getLogger(__name__)
 
@@ -115,3 +118,29 @@ def results_beside(history: History, record: Mapping[str, Any], iteration: int) 
     """
     before = {name for name, (_, values) in history.items() if values[-1][1] == iteration}
     return {key: record[key] for key in record.keys() - before - {"iteration"}}
+
+
+def read_results(output_dir: str, history: History, iteration: int) -> dict[str, float]:
+    """Find the results of an evaluation after a checkpoint in ``metrics.json``.
+
+    Args:
+        output_dir: of the run.
+        history: of the checkpoint.
+        iteration: of the checkpoint.
+
+    Returns:
+        See :func:`results_beside`; empty in all processes except the main one.
+    """
+    results: dict[str, float] = {}
+    if comm.is_main_process():
+        for record in read_records(os.path.join(output_dir, "metrics.json")):
+            if record["iteration"] == iteration:
+                results.update(results_beside(history, record, iteration))
+    return results
+
+
+def has_final_results(output_dir: str, max_iter: int) -> bool:
+    """Say whether ``metrics.json`` has the results of the evaluation at the end of a run."""
+    records = read_records(os.path.join(output_dir, "metrics.json"))
+    final = [record for record in records if record["iteration"] >= max_iter]
+    return any(key.endswith("bbox/AP") for record in final for key in record)

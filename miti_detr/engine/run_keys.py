@@ -40,6 +40,8 @@ _RULES: dict[str, Rule] = {
     "SOLVER.EMA.DECAY": Real(0, 1, below=True),
     "SOLVER.EMA.WARMUP": Whole(0),
     "SOLVER.EMA.PERIOD": Whole(1),
+    "SOLVER.EARLY_STOP.PATIENCE": Whole(0),
+    "SOLVER.EARLY_STOP.MIN_DELTA": Real(0, 1e6),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": Choice(("value", "norm", "full_model")),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": Real(0, 1e6, above=True),
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Real(0, math.inf, above=True, infinite=True),
@@ -73,6 +75,7 @@ def check_run_keys(cfg: CfgNode, *, world_size: int = 1) -> None:
     _check_crop(cfg)
     _check_epochs(cfg)
     _check_batch(cfg, world_size)
+    _check_early_stop(cfg)
     _check_amp(cfg)
     _check_patches(cfg)
 
@@ -112,6 +115,15 @@ def _check_epochs(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.EPOCH_STEPS is {steps}; each step must be between 0 and SOLVER.EPOCHS "
             f"({epochs})"
+        )
+
+
+def _check_early_stop(cfg: CfgNode) -> None:
+    patience = cfg.SOLVER.EARLY_STOP.PATIENCE
+    if patience > 0 and not (cfg.TEST.EVAL_PERIOD > 0 and cfg.DATASETS.TEST):
+        raise ValueError(
+            f"SOLVER.EARLY_STOP.PATIENCE is {patience}, but there are no evaluations. Set "
+            "TEST.EVAL_PERIOD and DATASETS.TEST, or PATIENCE 0."
         )
 
 

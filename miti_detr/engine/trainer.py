@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -25,32 +25,42 @@ from .checkpointers import BestWeights, RunCheckpointer
 from .hooks import (
     WRITE_PERIOD,
     BestCheckpointer,
+    EarlyStop,
     NonFiniteGuard,
     ProgressBar,
     ResidualRamp,
     RunWriters,
     StepLog,
-    read_records,
 )
 from .parallel import wrap_for_processes
 from .resume import (
     History,
     check_resumable,
+    has_final_results,
     log_changes,
+    read_results,
     restore_history,
-    results_beside,
     save_history,
     save_schedule,
 )
 from .seed import resolve_seed
-from .setup import resolve_schedule
-from .solver import WeightAverage, build_optimizer, frozen_norms
+from .solver import (
+    WeightAverage,
+    build_optimizer,
+    frozen_norms,
+    num_images,
+    resolve_schedule,
+)
 from .step.train_step import TrainStep
 
 logger = logging.getLogger(__name__)
 
 # Hooks that act on an iteration after its checkpoint was written
-_AFTER_CHECKPOINT = (hooks.EvalHook, BestCheckpointer, StepLog, RunWriters)
+_AFTER_CHECKPOINT = (hooks.EvalHook, BestCheckpointer, EarlyStop, StepLog, RunWriters)
+
+
+class _StoppedEarly(BaseException):
+    """Leaves Detectron2's training loop, which logs an ``Exception`` as an error."""
 
 
 class Trainer(DefaultTrainer):
@@ -78,7 +88,7 @@ class Trainer(DefaultTrainer):
         seed_all_rng(cfg.SEED)
         model = self.build_model(cfg)
         data_loader = self.build_train_loader(cfg)
-        resolve_schedule(cfg, _num_images(data_loader))
+        resolve_schedule(cfg, num_images(data_loader))
         cfg.freeze()
         self.cfg = cfg
 
@@ -148,7 +158,10 @@ class Trainer(DefaultTrainer):
         Returns:
             The last evaluation results; None if there are none.
         """
-        if self.start_iter >= self.max_iter and self._is_evaluated():
+        has_results = not self.cfg.DATASETS.TEST or has_final_results(
+            self.cfg.OUTPUT_DIR, self.max_iter
+        )
+        if self.start_iter >= self.max_iter and all(comm.all_gather(has_results)):
             logger.info(
                 "already finished: %d of %d iterations are done. To continue, raise "
                 "SOLVER.MAX_ITER or EPOCHS. To start again, choose another OUTPUT_DIR.",
@@ -156,9 +169,19 @@ class Trainer(DefaultTrainer):
                 self.max_iter,
             )
             return None
+        if self._early_stop is not None and self._early_stop.reason:
+            logger.info(self._early_stop.reason)
+            return None
         if comm.is_main_process():
             write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
-        super().train()
+        try:
+            super().train()
+        except _StoppedEarly as stop:
+            logger.info("%s", stop)
+            # After the records are written: a run that is killed before comes here again
+            self.checkpointer.save("model_final", iteration=self.iter)
+            if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+                verify_results(self.cfg, self._last_eval_results)
         return getattr(self, "_last_eval_results", None)
 
     @property
@@ -176,11 +199,7 @@ class Trainer(DefaultTrainer):
         if history is None or self.start_iter == 0:
             super().before_train()
             return
-        records = read_records(str(Path(self.cfg.OUTPUT_DIR, "metrics.json")))
-        results: dict[str, float] = {}
-        for record in records if comm.is_main_process() else ():
-            if record["iteration"] == last:
-                results.update(results_beside(history, record, last))
+        results = read_results(self.cfg.OUTPUT_DIR, history, last)
         super().before_train()
         is_evaluated = any(comm.all_gather(bool(results))) or self._evaluated == last
         restore_history(self.storage, history)
@@ -191,6 +210,7 @@ class Trainer(DefaultTrainer):
             repeated = isinstance(hook, _AFTER_CHECKPOINT)
             if repeated and not (is_evaluated and hook is self._evaluation):
                 hook.after_step()
+        self._stop_early()
         self.iter = self.storage.iter = self.start_iter
 
     def after_step(self) -> None:
@@ -200,6 +220,11 @@ class Trainer(DefaultTrainer):
         if (self.iter + 1) % WRITE_PERIOD == 0 or self.iter + 1 == self.max_iter:
             self._trainer.write_record()
         super().after_step()
+        self._stop_early()
+
+    def _stop_early(self) -> None:
+        if self._early_stop is not None and self._early_stop.reason:
+            raise _StoppedEarly(self._early_stop.reason)
 
     def after_train(self) -> None:
         """Call the hooks; a resumed run without a step has ended at its last iteration."""
@@ -218,26 +243,25 @@ class Trainer(DefaultTrainer):
             self._evaluated = self.iter
             return self._last_eval_results
 
-        self._evaluation = evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
-        ramp = ResidualRamp(cfg.MODEL.DETR.RESIDUAL_RAMP_ITERS)
-        if not comm.is_main_process():
-            return [hooks.IterationTimer(), hooks.LRScheduler(), ramp, evaluation]
-        result = [
-            hooks.IterationTimer(),
-            ProgressBar(),
-            hooks.LRScheduler(),
-            ramp,
-            # Before the evaluation: if that fails, there is a checkpoint.
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
-            evaluation,
-        ]
+        self._evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
         names = cfg.DATASETS.TEST
+        metric = "bbox/AP" if len(names) == 1 else f"{''.join(names[:1])}/bbox/AP"
+        self._early_stop = EarlyStop.from_config(cfg, metric)
+        everywhere = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            ResidualRamp(cfg.MODEL.DETR.RESIDUAL_RAMP_ITERS),
+        ]
+        if not comm.is_main_process():
+            return [*everywhere, self._evaluation, *filter(None, [self._early_stop])]
+        best: HookBase | None = None
         if names and cfg.TEST.EVAL_PERIOD > 0:
-            metric = "bbox/AP" if len(names) == 1 else f"{names[0]}/bbox/AP"
             weights = BestWeights(self.model, cfg.OUTPUT_DIR, average=self._average, cfg=cfg)
-            result.append(BestCheckpointer(cfg.TEST.EVAL_PERIOD, weights, metric))
-        result.append(RunWriters(cfg.OUTPUT_DIR))
-        return result
+            best = BestCheckpointer(cfg.TEST.EVAL_PERIOD, weights, metric)
+        # Before the evaluation: if that fails, there is a checkpoint.
+        checkpoint = hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+        after = [best, self._early_stop, RunWriters(cfg.OUTPUT_DIR)]
+        return [*everywhere, ProgressBar(), checkpoint, self._evaluation, *filter(None, after)]
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
         """Add hooks; the writers stay last, so that they write what the others log."""
@@ -324,18 +348,3 @@ class Trainer(DefaultTrainer):
         self.cfg.SEED = self._trainer.seed = seed
         self.cfg.freeze()
         self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))
-
-    def _is_evaluated(self) -> bool:
-        """Say whether the final results are recorded; all processes get the same answer."""
-        records = read_records(str(Path(self.cfg.OUTPUT_DIR, "metrics.json")))
-        final = [r for r in records if r["iteration"] >= self.max_iter]
-        found = any(key.endswith("bbox/AP") for record in final for key in record)
-        return all(comm.all_gather(found or not self.cfg.DATASETS.TEST))
-
-
-def _num_images(data_loader: Any) -> int | None:
-    """Return the length of the training set; None if the loader has none."""
-    try:
-        return len(data_loader.dataset)
-    except (AttributeError, TypeError):
-        return None

@@ -27,6 +27,8 @@ CHANGES = {
     "SOLVER__STEPS": (50,),
     "SOLVER__CHECKPOINT_PERIOD": 15,
     "SOLVER__ACCUMULATE": 2,
+    "SOLVER__EARLY_STOP__PATIENCE": 10,  # ends the run at iteration 54
+    "SOLVER__EARLY_STOP__MIN_DELTA": 100,
     "SOLVER__EMA__ENABLED": True,
     "SOLVER__EMA__DECAY": 0.9,
     "SOLVER__EMA__WARMUP": 20,

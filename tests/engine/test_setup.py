@@ -7,7 +7,8 @@ from detectron2.utils import comm
 from miti_detr.engine import seed as seed_module
 from miti_detr.engine import setup_config
 from miti_detr.engine.seed import resolve_seed
-from miti_detr.engine.setup import check_config, resolve_schedule
+from miti_detr.engine.setup import check_config
+from miti_detr.engine.solver import resolve_schedule
 
 CPU = ["MODEL.DEVICE", "cpu"]
 

@@ -1,6 +1,7 @@
 """Training hooks beside Detectron2's own, one file per hook."""
 
 from .best_checkpointer import BestCheckpointer
+from .early_stop import EarlyStop
 from .matching import MATCHES_FILE, MatchingRecorder
 from .nonfinite import NonFiniteError, NonFiniteGuard, ReplayReport, replay
 from .progress_bar import ProgressBar
@@ -15,6 +16,7 @@ __all__ = [
     "STEP_KEYS",
     "WRITE_PERIOD",
     "BestCheckpointer",
+    "EarlyStop",
     "MatchingRecorder",
     "NonFiniteError",
     "NonFiniteGuard",
