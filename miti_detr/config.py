@@ -220,5 +220,8 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.PATCHES.NUMBER = 0
     cfg.INPUT.PATCHES.SIZE = 128  # side to which a patch is resized, pixels
     cfg.TEST.IMS_PER_BATCH = 1  # images per batch of evaluation, in each process
+    # Evaluations also compute the losses of training, without its augmentation and dropout, and log
+    # them as validation/loss_ce and so on
+    cfg.TEST.LOSS = False
     # Evaluate with faster-coco-eval if it is installed; the numbers are those of pycocotools
     cfg.TEST.FAST_COCO_EVAL = True

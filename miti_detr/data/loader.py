@@ -98,7 +98,8 @@ def build_test_loader(
             With ``DATASETS.BAD_IMAGES skip``, the next image that can be read takes the place of
             one that cannot, and so comes twice.
         dataset_name: a registered data set.
-        mapper: None: that of :func:`build_mapper` for inference.
+        mapper: None: that of :func:`build_mapper` for inference, with the objects that a validation
+            loss (``TEST.LOSS``) needs.
 
     Returns:
         A loader of lists of what the mapper returns; the last one may be shorter.
@@ -108,7 +109,8 @@ def build_test_loader(
         record.setdefault("image_id", index)  # as Detectron2 numbers them for the evaluator
     if cfg.TEST.IMS_PER_BATCH > 1:
         dicts = sorted(dicts, key=_shape)
-    mapper = build_mapper(cfg, is_train=False) if mapper is None else mapper
+    if mapper is None:
+        mapper = build_mapper(cfg, is_train=False, with_objects=cfg.TEST.LOSS)
     return DataLoader(
         _MappedImages(cfg, dicts, mapper),
         batch_size=cfg.TEST.IMS_PER_BATCH,

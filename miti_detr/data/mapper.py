@@ -96,8 +96,15 @@ class DetrDatasetMapper:
         logger.info("Augmentations in %s: %s", mode, augmentations)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool = True, with_objects: bool = False
+    ) -> dict[str, Any]:
         """Parts by config.
+
+        Args:
+            cfg: reads ``INPUT``, ``DATASETS.EXIF_ORIENTATION`` and ``MODEL``.
+            is_train: augment images as in training, and add ``instances``.
+            with_objects: add ``instances`` in any case.
 
         Raises:
             ValueError: the config asks for masks, keypoints or proposals, or has an impossible
@@ -109,7 +116,7 @@ class DetrDatasetMapper:
                     f"MODEL.{key} is True, but only boxes are trained. Set it to False"
                 )
         return {
-            "is_train": is_train,
+            "is_train": is_train or with_objects,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "orientation": get_orientation(cfg),

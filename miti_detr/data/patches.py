@@ -27,11 +27,19 @@ PATCH_CLASS = 1  # of two; see miti_detr.modeling.pretrain
 _FIRST_NAMED = 10  # skipped images that are named in the log, by each process
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> "DetrDatasetMapper | PatchDatasetMapper":
-    """The mapper of a config: for patches if ``INPUT.PATCHES.NUMBER`` is set, else for objects."""
+def build_mapper(
+    cfg: CfgNode, is_train: bool, with_objects: bool = False
+) -> "DetrDatasetMapper | PatchDatasetMapper":
+    """The mapper of a config: for patches if ``INPUT.PATCHES.NUMBER`` is set, else for objects.
+
+    Args:
+        cfg: of the run.
+        is_train: augment images as in training.
+        with_objects: add ``instances`` in evaluation as well; patches always have them.
+    """
     if cfg.INPUT.PATCHES.NUMBER > 0:
         return PatchDatasetMapper(cfg, is_train=is_train)
-    return DetrDatasetMapper(cfg, is_train=is_train)
+    return DetrDatasetMapper(cfg, is_train=is_train, with_objects=with_objects)
 
 
 def sample_patch_boxes(width: int, height: int, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -77,6 +79,22 @@ def log_changes(cfg: CfgNode, saved: Mapping[str, Any]) -> None:
         if new != old:
             kept = new if _SCHEDULE_KEYS[key] else old
             logger.warning("SOLVER.%s was %s, is now %s: %s is used", key, old, new, kept)
+
+
+def restore_rates(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Give a restored optimizer the learning rates of the current schedule for the next step."""
+    if isinstance(scheduler, LRMultiplier):
+        for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+            group["lr"] = rate
+
+
+def skip_batches(data_loader: Any, iteration: int) -> None:
+    """Let a data loader, which was not used yet, begin at an iteration."""
+    sampler: Any = getattr(data_loader, "batch_sampler", None)
+    if hasattr(sampler, "start_iter"):
+        sampler.start_iter = iteration
+    else:
+        logger.warning("this data loader cannot skip images: it starts at the first")
 
 
 def save_history(storage: EventStorage) -> History:

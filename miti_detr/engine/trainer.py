@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.solver import LRMultiplier
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -40,8 +39,10 @@ from .resume import (
     log_changes,
     read_results,
     restore_history,
+    restore_rates,
     save_history,
     save_schedule,
+    skip_batches,
 )
 from .seed import resolve_seed
 from .solver import (
@@ -52,6 +53,7 @@ from .solver import (
     resolve_schedule,
 )
 from .step.train_step import TrainStep
+from .validation import with_losses
 
 logger = logging.getLogger(__name__)
 
@@ -139,16 +141,9 @@ class Trainer(DefaultTrainer):
         if self._average is not None and not self._average.steps:
             self._average.restart()  # with the weights that were loaded
         if self.start_iter > 0:
-            if isinstance(self.scheduler, LRMultiplier):  # else the first step has the old rate
-                rates = self.scheduler.get_lr()
-                for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate
             logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
-            sampler: Any = getattr(self.data_loader, "batch_sampler", None)
-            if hasattr(sampler, "start_iter"):
-                sampler.start_iter = self.start_iter
-            else:
-                logger.warning("this data loader cannot skip images: it starts at the first")
+            restore_rates(self.scheduler, self.optimizer)
+            skip_batches(self.data_loader, self.start_iter)
 
     def train(self) -> OrderedDict[str, Any] | None:
         """Train to ``SOLVER.MAX_ITER`` and evaluate.
@@ -330,15 +325,19 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: names the data sets.
             model: with the weights to evaluate.
-            evaluators: one for each data set; None: those of :meth:`build_evaluator`.
+            evaluators: one for each data set; None: those of :meth:`build_evaluator`, and with
+                ``TEST.LOSS`` the validation loss.
 
         Returns:
             A dict from task to metric to value; with several data sets, one such dict for each
             name. Empty in all processes except the main one.
         """
+        names = cfg.DATASETS.TEST
+        if cfg.TEST.LOSS and evaluators is None:
+            model, losses = with_losses(model)
+            evaluators = [DatasetEvaluators([cls.build_evaluator(cfg, x), losses]) for x in names]
         results = super().test(cfg, model, evaluators)
-        if comm.is_main_process() and cfg.DATASETS.TEST:
-            names = cfg.DATASETS.TEST
+        if comm.is_main_process() and names:
             by_dataset = {names[0]: results} if len(names) == 1 else results
             write_coco_table(by_dataset, Path(cfg.OUTPUT_DIR, "inference", "coco_table.txt"))
         return results

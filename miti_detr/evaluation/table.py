@@ -32,6 +32,8 @@ def coco_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     blocks = []
     for dataset, tasks in results.items():
         for task, metrics in tasks.items():
+            if not any(name in metrics for row in _ROWS for name in row):
+                continue  # of another kind, such as the validation loss
             blocks.append(f"{dataset}, {task} (COCO, in percent)")
             blocks += [_row(names, metrics) for names in _ROWS if set(names) & set(metrics)]
             classes = {k: v for k, v in metrics.items() if k.startswith(_PER_CLASS)}

@@ -38,6 +38,22 @@ class Matches(NamedTuple):
     num_boxes: Tensor
 
 
+class Normalizers(NamedTuple):
+    """What the losses of a batch are divided by.
+
+    Attributes:
+        num_boxes: scalar, objects of the batch; at least 1 is taken.
+        class_weight: scalar, sum of the class weights of all queries.
+    """
+
+    num_boxes: Tensor
+    class_weight: Tensor
+
+    def of(self, loss: str) -> Tensor:
+        """The one of a loss, by its name."""
+        return self.class_weight if loss.startswith("loss_ce") else self.num_boxes.clamp(min=1)
+
+
 class SetCriterion(nn.Module):
     """Matches each decoder layer's predictions with the objects, then sums the losses of the pairs.
 
@@ -45,9 +61,9 @@ class SetCriterion(nn.Module):
     event storage, if one is open, as ``diag/class_error`` and ``diag/cardinality_error``.
 
     In training with several processes both normalisers are means over the processes, so that the
-    loss does not depend on how a batch is divided. (The published code averages only the
-    number of objects and normalises the classification loss by each process' own batch; with one
-    process they agree.) A batch that comes in parts has :meth:`parts_of`.
+    loss does not depend on how a batch is divided. (The published code averages only the number of
+    objects and normalises the classification loss by each process' own batch; with one process they
+    agree.) A batch that comes in parts has :meth:`parts_of`.
 
     Source: DETR, sections 3.1 and A.2; facebookresearch/detr ``models/detr.py`` at 29901c5.
     """
@@ -105,8 +121,8 @@ class SetCriterion(nn.Module):
 
     def normalizers(
         self, counts: Tensor, num_queries: int, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
-        """What the losses of a batch are divided by: its objects, and the sum of class weights.
+    ) -> Normalizers:
+        """Compute what the losses of a batch are divided by.
 
         An image has as many matched queries as objects, if it has enough queries.
 
@@ -118,7 +134,7 @@ class SetCriterion(nn.Module):
         weights = self.empty_weight.to(dtype)
         matched = torch.arange(num_queries, device=counts.device) < counts[:, None]
         classes = torch.where(matched, 0, self.num_classes)  # all classes have the same weight
-        return counts.sum().to(dtype), weights[classes].sum()
+        return Normalizers(counts.sum().to(dtype), weights[classes].sum())
 
     def forward(
         self,
@@ -173,9 +189,9 @@ class SetCriterion(nn.Module):
         classes = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
         classes[layer, image, query] = labels
         class_weights = self.empty_weight.to(logits.dtype)
-        num_boxes, normalizer = self._shared_normalizers(counts, logits)
-        ce = classification_losses(logits, classes, class_weights, normalizer)
-        num_boxes = num_boxes.clamp(min=1)
+        normalizers = self._shared_normalizers(counts, logits)
+        ce = classification_losses(logits, classes, class_weights, normalizers.of("loss_ce"))
+        num_boxes = normalizers.of("loss_bbox")
         predicted = boxes[layer, image, query].view(len(logits), -1, 4)
         l1, giou = box_losses(predicted, truth.view_as(predicted), num_boxes)
         if is_logging():
@@ -191,12 +207,12 @@ class SetCriterion(nn.Module):
             losses |= extra_losses(Matches(layer, image, query, target, len(logits), num_boxes))
         return losses
 
-    def _shared_normalizers(self, counts: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+    def _shared_normalizers(self, counts: Tensor, logits: Tensor) -> Normalizers:
         """Normalisers of the whole batch, in training means over the processes."""
         if self._whole_batch is not None:
             counts = _on(counts.device, self._whole_batch)
         found = self.normalizers(counts, logits.shape[2], logits.dtype)
-        return _mean_over_processes(*found) if self.training else found
+        return Normalizers(*_mean_over_processes(*found)) if self.training else found
 
     def _log(self, class_error: Tensor, cardinality_errors: Tensor) -> None:
         """Log diagnostics: a scalar, and (L,)."""

@@ -16,6 +16,7 @@ from miti_detr.engine.hooks import read_records
 from miti_detr.files import replacing
 
 LOSS = re.compile(r"total_loss")
+VALIDATION_LOSS = re.compile(r"(.+/)?validation/total_loss")
 # With several test sets, Detectron2 prefixes a metric with the name of the data set.
 AP = re.compile(r"(.+/)?bbox/AP")
 AP50 = re.compile(r"(.+/)?bbox/AP50")
@@ -156,11 +157,17 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
 
 
 def _draw_loss(axis: Axes, run: Run, colour: str) -> None:
+    if not axis.get_title():  # of the run before
+        axis.set_title("training loss")
     for key in run.keys(LOSS):
         steps, values = run.series(key)
         axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
         axis.plot(steps, smooth(values), color=colour, linewidth=1.8)
-    axis.set_title("training loss")
+    for key in run.keys(VALIDATION_LOSS):
+        axis.plot(
+            *run.series(key), color=colour, linewidth=1.2, marker="o", markersize=3.5, ls="--"
+        )
+        axis.set_title("loss of training (solid) and validation (dashed)")
 
 
 def _draw_ap(axis: Axes, run: Run, colour: str) -> None:

@@ -54,7 +54,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         *("MODEL.DETR.NUM_OBJECT_QUERIES", 4, "MODEL.RESNETS.NORM", "FrozenBN"),
         *("INPUT.MIN_SIZE_TRAIN", (72,)),
         *("SOLVER.EARLY_STOP.PATIENCE", 2, "SOLVER.EARLY_STOP.MIN_DELTA", 99.0),
-        *("TEST.EVAL_PERIOD", 1),
+        *("TEST.EVAL_PERIOD", 1, "TEST.LOSS", True),
         *("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.5, "SOLVER.EMA.WARMUP", 0),
     )
     (tmp_path / "config.yaml").write_text(cfg.dump())
@@ -73,7 +73,8 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     (one, one_records), (two, two_records) = results
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
     assert not torch.equal(one["average"]["class_embed.bias"], one["last"]["class_embed.bias"])
-    for key in ("total_loss", "loss_ce", "loss_bbox", "loss_giou_0", "grad_norm"):
+    names = ("total_loss", "loss_ce", "loss_bbox", "loss_giou_0")
+    for key in (*names, "grad_norm", *(f"validation/{name}" for name in names)):
         assert two_records[0][key] == pytest.approx(one_records[0][key], rel=1e-4)
     assert two_records[0]["bbox/AP"] == pytest.approx(one_records[0]["bbox/AP"], abs=1e-9)
     assert [record["iteration"] for record in two_records] == [2]

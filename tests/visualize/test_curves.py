@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from miti_detr.visualize.curves import (
     AP,
     AR,
     Run,
+    _draw_loss,
     draw_curves,
     read_metrics,
     read_run,
@@ -102,6 +104,7 @@ def test_runs_are_told_apart_by_their_folders(tmp_path: Path) -> None:
         ([{"iteration": 1, "bbox/AP": 0.0, "bbox/AP50": math.nan}], 1),
         ([{"iteration": 1, "total_loss": 3.0}, {"iteration": 2, "bbox/AP": 9.0}], 2),
         ([{"iteration": 1, "total_loss": 3.0, "bbox/AP": 9.0, "bbox/AR": 8.0}], 3),
+        ([{"iteration": 1, "total_loss": 3.0, "validation/total_loss": 2.0}], 1),
     ],
 )
 def test_one_panel_for_each_thing_there_is(
@@ -115,6 +118,17 @@ def test_one_panel_for_each_thing_there_is(
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= colours  # both runs are in the legend
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["curves.png"]
+
+
+def test_the_validation_loss_is_drawn_beside_that_of_training() -> None:
+    record = {"total_loss": 3.0, "validation/total_loss": 2.0, "b/validation/total_loss": 1.0}
+    axis = Figure().subplots()
+    _draw_loss(axis, Run("a", {1: record}), "C0")
+    dashed = [line for line in axis.get_lines() if line.get_linestyle() == "--"]
+    assert [line.get_ydata().tolist() for line in dashed] == [[1.0], [2.0]]
+    assert axis.get_title() == "loss of training (solid) and validation (dashed)"
+    _draw_loss(other := Figure().subplots(), Run("a", {1: {"total_loss": 3.0}}), "C0")
+    assert other.get_title() == "training loss"
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from detectron2.evaluation import inference_context
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from miti_detr.data import DetrDatasetMapper, build_augmentations, build_test_loader
+from miti_detr.data import DetrDatasetMapper, build_test_loader
 from miti_detr.modeling.targets import targets_from_instances
 
 from .writers import drop_records, first_record
@@ -56,12 +56,7 @@ class MatchingRecorder(hooks.EvalHook):
         self._path = Path(cfg.OUTPUT_DIR, MATCHES_FILE)
         self._batch_size = cfg.TEST.IMS_PER_BATCH
         # With the objects, but without the augmentation of the training
-        self._map = DetrDatasetMapper(
-            is_train=True,
-            augmentations=build_augmentations(cfg, is_train=False),
-            image_format=cfg.INPUT.FORMAT,
-            orientation=cfg.DATASETS.EXIF_ORIENTATION,
-        )
+        self._map = DetrDatasetMapper(cfg, is_train=False, with_objects=True)
         self._records: list[dict[str, Any]] = []
         if comm.is_main_process():
             records: Any = build_test_loader(cfg, cfg.DATASETS.TEST[0], mapper=_as_it_is).dataset
