@@ -191,8 +191,14 @@ def _add_solver_keys(cfg: CN) -> None:
     # Schedule in passes over the training data. > 0: replaces MAX_ITER, by the real length of
     # DATASETS.TRAIN
     cfg.SOLVER.EPOCHS = 0
-    # Epochs after which the learning rate is multiplied by GAMMA; replaces STEPS when EPOCHS > 0
+    # Epochs after which the learning rate is multiplied by GAMMA; replaces STEPS when EPOCHS > 0.
+    # LR_SCHEDULER_NAME WarmupFlatCosineLR: the one from which it falls to BASE_LR_END
     cfg.SOLVER.EPOCH_STEPS = ()
+    # Warm-up in epochs, parts of them as well. > 0: replaces WARMUP_ITERS
+    cfg.SOLVER.WARMUP_EPOCHS = 0.0
+    # Images of a batch that BASE_LR and all iterations of this config are meant for: those of
+    # another IMS_PER_BATCH are scaled, and the log says how. 0: nothing is scaled
+    cfg.SOLVER.REFERENCE_BATCH = 0
 
 
 def _add_data_keys(cfg: CN) -> None:

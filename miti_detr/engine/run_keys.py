@@ -7,6 +7,8 @@ from detectron2.config import CfgNode
 
 from miti_detr.checks import AnyOf, Choice, Each, Real, Rule, Whole, check, check_keys
 
+from .solver.schedule import FLAT_COSINE
+
 _SIDE = Whole(1, 100_000)  # pixels
 _SIDES = AnyOf((_SIDE, Each(_SIDE, shortest=1)))  # Detectron2 takes one value for a list of one
 _MINIMUM_SIDE = AnyOf((Whole(0, 100_000), Each(Whole(0, 100_000), shortest=1)))  # 0: no resize
@@ -16,7 +18,7 @@ _RULES: dict[str, Rule] = {
     "SEED": Whole(-(2**31), 2**31 - 1),
     "SOLVER.OPTIMIZER": Choice(("ADAMW", "SGD")),
     "SOLVER.LR_SCHEDULER_NAME": Choice(
-        ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+        ("WarmupMultiStepLR", "WarmupCosineLR", FLAT_COSINE, "WarmupStepWithFixedGammaLR")
     ),
     "SOLVER.MAX_ITER": Whole(1),
     "SOLVER.STEPS": Each(Whole(1), increasing=True),
@@ -24,6 +26,7 @@ _RULES: dict[str, Rule] = {
     "SOLVER.EPOCH_STEPS": Each(Whole(1, 10**6), increasing=True),
     "SOLVER.IMS_PER_BATCH": Whole(1, 10**6),
     "SOLVER.ACCUMULATE": Whole(1, 10**6),
+    "SOLVER.REFERENCE_BATCH": Whole(0, 10**6),
     "SOLVER.REFERENCE_WORLD_SIZE": Whole(0, 10**6),
     "SOLVER.CHECKPOINT_PERIOD": Whole(1),
     "SOLVER.BASE_LR": _FACTOR,
@@ -36,6 +39,7 @@ _RULES: dict[str, Rule] = {
     "SOLVER.NUM_DECAYS": Whole(0, 1000),
     "SOLVER.WARMUP_FACTOR": Real(0, 1),
     "SOLVER.WARMUP_ITERS": Whole(0),
+    "SOLVER.WARMUP_EPOCHS": Real(0, 1e6),
     "SOLVER.WARMUP_METHOD": Choice(("linear", "constant")),
     "SOLVER.EMA.DECAY": Real(0, 1, below=True),
     "SOLVER.EMA.WARMUP": Whole(0),
@@ -74,6 +78,7 @@ def check_run_keys(cfg: CfgNode, *, world_size: int = 1) -> None:
     check_keys(cfg, _RULES)
     _check_crop(cfg)
     _check_epochs(cfg)
+    _check_rates(cfg)
     _check_batch(cfg, world_size)
     _check_early_stop(cfg)
     _check_amp(cfg)
@@ -92,6 +97,11 @@ def _check_crop(cfg: CfgNode) -> None:
 
 def _check_batch(cfg: CfgNode, world_size: int) -> None:
     batch, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE > 0 and cfg.SOLVER.REFERENCE_BATCH > 0:
+        raise ValueError(
+            f"SOLVER.REFERENCE_BATCH is {cfg.SOLVER.REFERENCE_BATCH} and REFERENCE_WORLD_SIZE is "
+            f"{cfg.SOLVER.REFERENCE_WORLD_SIZE}, and both would scale the schedule. Set one to 0."
+        )
     if cfg.SOLVER.REFERENCE_WORLD_SIZE > 0:  # Detectron2 will fit the batch to the processes
         batch = round(batch * world_size / cfg.SOLVER.REFERENCE_WORLD_SIZE)
     elif batch % world_size:
@@ -115,6 +125,15 @@ def _check_epochs(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.EPOCH_STEPS is {steps}; each step must be between 0 and SOLVER.EPOCHS "
             f"({epochs})"
+        )
+
+
+def _check_rates(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    if "Cosine" in solver.LR_SCHEDULER_NAME and not 0 < solver.BASE_LR >= solver.BASE_LR_END:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; with {solver.LR_SCHEDULER_NAME} it must "
+            f"be at most SOLVER.BASE_LR ({solver.BASE_LR}), which must be above 0."
         )
 
 

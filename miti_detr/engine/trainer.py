@@ -26,46 +26,31 @@ from .hooks import (
     BestCheckpointer,
     EarlyStop,
     NonFiniteGuard,
+    Plan,
     ProgressBar,
     ResidualRamp,
     RunWriters,
-    StepLog,
 )
 from .parallel import wrap_for_processes
-from .resume import (
-    History,
-    check_resumable,
-    has_final_results,
-    log_changes,
-    read_results,
-    restore_history,
-    restore_rates,
-    save_history,
-    save_schedule,
-    skip_batches,
-)
+from .resumable_trainer import ResumableTrainer, StoppedEarly
+from .resume import has_final_results
 from .seed import resolve_seed
 from .solver import (
     WeightAverage,
     build_optimizer,
+    build_scheduler,
     frozen_norms,
     num_images,
     resolve_schedule,
+    scale_to_batch,
 )
 from .step.train_step import TrainStep
 from .validation import with_losses
 
 logger = logging.getLogger(__name__)
 
-# Hooks that act on an iteration after its checkpoint was written
-_AFTER_CHECKPOINT = (hooks.EvalHook, BestCheckpointer, EarlyStop, StepLog, RunWriters)
 
-
-class _StoppedEarly(BaseException):
-    """Leaves Detectron2's training loop, which logs an ``Exception`` as an error."""
-
-
-class Trainer(DefaultTrainer):
+class Trainer(ResumableTrainer):
     """Detectron2's default trainer for set prediction models.
 
     Stopping and resuming a run does not change its result. Each step
@@ -90,6 +75,7 @@ class Trainer(DefaultTrainer):
         seed_all_rng(cfg.SEED)
         model = self.build_model(cfg)
         data_loader = self.build_train_loader(cfg)
+        scale_to_batch(cfg)
         resolve_schedule(cfg, num_images(data_loader))
         cfg.freeze()
         self.cfg = cfg
@@ -116,34 +102,9 @@ class Trainer(DefaultTrainer):
             cfg=cfg,
             trainer=weakref.proxy(self),
         )
-        self._is_restored = False
-        self._history: History | None = None  # of the resumed run
-        self._evaluated = -1  # last iteration whose weights were evaluated
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
-
-    def resume_or_load(self, resume: bool = True) -> None:
-        """Resume the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` for a new one.
-
-        Args:
-            resume: continue from the last checkpoint if there is one. Its seed is the seed of the
-                run.
-        """
-        if resume:
-            check_resumable(self.cfg.OUTPUT_DIR)
-        super().resume_or_load(resume)
-        if resume and self.checkpointer.has_checkpoint() and not self._is_restored:
-            raise ValueError(
-                f"{self.checkpointer.get_checkpoint_file()} has weights but no state of a run to "
-                "resume. Name it as MODEL.WEIGHTS of a new run with another OUTPUT_DIR."
-            )
-        if self._average is not None and not self._average.steps:
-            self._average.restart()  # with the weights that were loaded
-        if self.start_iter > 0:
-            logger.info("resuming at iteration %d of %d", self.start_iter, self.max_iter)
-            restore_rates(self.scheduler, self.optimizer)
-            skip_batches(self.data_loader, self.start_iter)
 
     def train(self) -> OrderedDict[str, Any] | None:
         """Train to ``SOLVER.MAX_ITER`` and evaluate.
@@ -171,42 +132,13 @@ class Trainer(DefaultTrainer):
             write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
         try:
             super().train()
-        except _StoppedEarly as stop:
+        except StoppedEarly as stop:
             logger.info("%s", stop)
             # After the records are written: a run that is killed before comes here again
             self.checkpointer.save("model_final", iteration=self.iter)
             if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
                 verify_results(self.cfg, self._last_eval_results)
         return getattr(self, "_last_eval_results", None)
-
-    @property
-    def first_record(self) -> int:
-        """First iteration that the hooks record: the last one of the resumed checkpoint again."""
-        return self.start_iter if self._history is None else max(self.start_iter - 1, 0)
-
-    def before_train(self) -> None:
-        """Call the hooks, and complete the last iteration of a resumed run.
-
-        The checkpoint is written before the evaluation and the records of its iteration. A run that
-        was stopped in between makes up for them here.
-        """
-        history, last = self._history, self.start_iter - 1
-        if history is None or self.start_iter == 0:
-            super().before_train()
-            return
-        results = read_results(self.cfg.OUTPUT_DIR, history, last)
-        super().before_train()
-        is_evaluated = any(comm.all_gather(bool(results))) or self._evaluated == last
-        restore_history(self.storage, history)
-        self.iter: int = last
-        self.storage.iter = last
-        self.storage.put_scalars(**results, smoothing_hint=False)
-        for hook in self._hooks:
-            repeated = isinstance(hook, _AFTER_CHECKPOINT)
-            if repeated and not (is_evaluated and hook is self._evaluation):
-                hook.after_step()
-        self._stop_early()
-        self.iter = self.storage.iter = self.start_iter
 
     def after_step(self) -> None:
         """Average the weights, and call the hooks with what the step logs if they need it."""
@@ -216,10 +148,6 @@ class Trainer(DefaultTrainer):
             self._trainer.write_record()
         super().after_step()
         self._stop_early()
-
-    def _stop_early(self) -> None:
-        if self._early_stop is not None and self._early_stop.reason:
-            raise _StoppedEarly(self._early_stop.reason)
 
     def after_train(self) -> None:
         """Call the hooks; a resumed run without a step has ended at its last iteration."""
@@ -239,6 +167,7 @@ class Trainer(DefaultTrainer):
             return self._last_eval_results
 
         self._evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
+        self._plan = Plan(cfg, num_images(self.data_loader))
         names = cfg.DATASETS.TEST
         metric = "bbox/AP" if len(names) == 1 else f"{''.join(names[:1])}/bbox/AP"
         self._early_stop = EarlyStop.from_config(cfg, metric)
@@ -256,47 +185,23 @@ class Trainer(DefaultTrainer):
         # Before the evaluation: if that fails, there is a checkpoint.
         checkpoint = hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
         after = [best, self._early_stop, RunWriters(cfg.OUTPUT_DIR)]
-        return [*everywhere, ProgressBar(), checkpoint, self._evaluation, *filter(None, after)]
+        everywhere += [self._plan, ProgressBar()]
+        return [*everywhere, checkpoint, self._evaluation, *filter(None, after)]
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
         """Add hooks; the writers stay last, so that they write what the others log."""
         super().register_hooks(hooks)
         self._hooks.sort(key=lambda hook: isinstance(hook, RunWriters))
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of the run, with its seed, its schedule and its latest metrics."""
-        self._trainer.write_record()
-        state = {**super().state_dict(), "seed": self.cfg.SEED}
-        state["schedule"] = save_schedule(self.cfg)
-        if self._average is not None:
-            state["average"] = self._average.state_dict()
-        if storage := getattr(self, "storage", None):
-            state |= {"history": save_history(storage), "evaluated": self._evaluated}
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a run, and log what differs between its config and the current one."""
-        super().load_state_dict(state_dict)
-        self._is_restored = True
-        self._history = state_dict.get("history")
-        self._evaluated = state_dict.get("evaluated", -1)
-        if self._average is not None and "average" in state_dict:
-            self._average.load_state_dict(state_dict["average"])
-        elif "average" in state_dict:
-            raise ValueError(
-                "SOLVER.EMA.ENABLED is False, but the checkpoint has averaged weights. Resume with "
-                "True, or start a new run from the checkpoint as MODEL.WEIGHTS."
-            )
-        log_changes(self.cfg, state_dict.get("schedule", {}))
-        seed = state_dict.get("seed", self.cfg.SEED)
-        if seed != self.cfg.SEED:
-            logger.info("SEED %d of the resumed run is used, not %d", seed, self.cfg.SEED)
-            self._reseed(seed)
-
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """See :func:`miti_detr.engine.solver.build_optimizer`."""
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
+        """See :func:`miti_detr.engine.solver.build_scheduler`."""
+        return build_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -341,9 +246,3 @@ class Trainer(DefaultTrainer):
             by_dataset = {names[0]: results} if len(names) == 1 else results
             write_coco_table(by_dataset, Path(cfg.OUTPUT_DIR, "inference", "coco_table.txt"))
         return results
-
-    def _reseed(self, seed: int) -> None:
-        self.cfg.defrost()  # in place: the checkpointers and the guard hold it, too
-        self.cfg.SEED = self._trainer.seed = seed
-        self.cfg.freeze()
-        self._trainer.reset_data_loader(lambda: self.build_train_loader(self.cfg))

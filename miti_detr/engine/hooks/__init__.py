@@ -4,6 +4,7 @@ from .best_checkpointer import BestCheckpointer
 from .early_stop import EarlyStop
 from .matching import MATCHES_FILE, MatchingRecorder
 from .nonfinite import NonFiniteError, NonFiniteGuard, ReplayReport, replay
+from .plan import Plan
 from .progress_bar import ProgressBar
 from .rank_collapse import RankHook
 from .residual_ramp import ResidualRamp
@@ -20,6 +21,7 @@ __all__ = [
     "MatchingRecorder",
     "NonFiniteError",
     "NonFiniteGuard",
+    "Plan",
     "ProgressBar",
     "RankHook",
     "ReplayReport",
