@@ -188,6 +188,9 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW | SGD
     # Learning rate of the backbone relative to BASE_LR; 0 freezes it
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    # Parts of the model that are not trained, such as ("backbone", "transformer.encoder"); their
+    # batch normalisations keep their statistics
+    cfg.SOLVER.FREEZE = ()
     # Schedule in passes over the training data. > 0: replaces MAX_ITER, by the real length of
     # DATASETS.TRAIN
     cfg.SOLVER.EPOCHS = 0

@@ -5,7 +5,7 @@ import math
 import torch
 from detectron2.config import CfgNode
 
-from miti_detr.checks import AnyOf, Choice, Each, Real, Rule, Whole, check, check_keys
+from miti_detr.checks import AnyOf, Choice, Each, Real, Rule, Text, Whole, check, check_keys
 
 from .solver.schedule import FLAT_COSINE
 
@@ -41,6 +41,7 @@ _RULES: dict[str, Rule] = {
     "SOLVER.WARMUP_ITERS": Whole(0),
     "SOLVER.WARMUP_EPOCHS": Real(0, 1e6),
     "SOLVER.WARMUP_METHOD": Choice(("linear", "constant")),
+    "SOLVER.FREEZE": Each(Text()),
     "SOLVER.EMA.DECAY": Real(0, 1, below=True),
     "SOLVER.EMA.WARMUP": Whole(0),
     "SOLVER.EMA.PERIOD": Whole(1),

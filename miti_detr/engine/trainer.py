@@ -39,6 +39,7 @@ from .solver import (
     WeightAverage,
     build_optimizer,
     build_scheduler,
+    freeze,
     frozen_norms,
     num_images,
     resolve_schedule,
@@ -74,6 +75,7 @@ class Trainer(ResumableTrainer):
         resolve_seed(cfg)
         seed_all_rng(cfg.SEED)
         model = self.build_model(cfg)
+        freeze(cfg, model)
         data_loader = self.build_train_loader(cfg)
         scale_to_batch(cfg)
         resolve_schedule(cfg, num_images(data_loader))

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from miti_detr.scalars import log_scalars
 
+from .freeze import is_backbone
+
 logger = logging.getLogger(__name__)
 
 # Devices whose fused AdamW and foreach norms torch supports; elsewhere its defaults are used.
@@ -129,34 +131,6 @@ def _keep_layout(optimizer: torch.optim.Optimizer) -> None:
             same_shape = isinstance(value, Tensor) and value.shape == parameter.shape
             if same_shape and value.stride() != parameter.stride():
                 states[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def is_backbone(name: str) -> bool:
-    """Say whether the parameter ``name`` has the learning rate of the backbone.
-
-    The published rule is "the name contains ``backbone``". The published backbone includes learned
-    position encodings, so these have its learning rate, too.
-    """
-    return "backbone" in name or name.startswith("position_encoding")
-
-
-def frozen_norms(cfg: CfgNode, model: nn.Module) -> list[nn.Module]:
-    """Find the batch normalisations whose statistics must not change.
-
-    A backbone with ``SOLVER.BACKBONE_MULTIPLIER`` 0 is frozen; in training mode, its batch
-    normalisations would still follow the batches.
-
-    Args:
-        cfg: uses ``SOLVER.BACKBONE_MULTIPLIER``.
-        model: whose backbone may be frozen.
-    """
-    if cfg.SOLVER.BACKBONE_MULTIPLIER > 0:
-        return []
-    return [
-        module
-        for name, module in model.named_modules()
-        if is_backbone(name) and isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
 
 
 def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
