@@ -37,6 +37,10 @@ def _defaults() -> CN:
     _add_speed_keys(cfg)
     _add_solver_keys(cfg)
     _add_data_keys(cfg)
+    # Further writers of metrics: dotted names of subclasses of Detectron2's EventWriter, or lists
+    # of a name and its arguments; miti_detr.engine.hooks.loggers has WandbWriter and MLflowWriter
+    cfg.LOGGERS = []
+    cfg.OUTPUT_NOTE = ""  # what this run is for; recorded in its log, config and checkpoints
     return cfg
 
 

@@ -7,6 +7,7 @@ from detectron2.config import CfgNode
 
 from miti_detr.checks import AnyOf, Choice, Each, Real, Rule, Text, Whole, check, check_keys
 
+from .hooks.loggers import check_loggers
 from .solver.schedule import FLAT_COSINE
 
 _SIDE = Whole(1, 100_000)  # pixels
@@ -84,6 +85,7 @@ def check_run_keys(cfg: CfgNode, *, world_size: int = 1) -> None:
     _check_early_stop(cfg)
     _check_amp(cfg)
     _check_patches(cfg)
+    check_loggers(cfg.LOGGERS)
 
 
 def _check_crop(cfg: CfgNode) -> None:

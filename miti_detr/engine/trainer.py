@@ -31,6 +31,7 @@ from .hooks import (
     ResidualRamp,
     RunWriters,
 )
+from .hooks.loggers import build_loggers
 from .parallel import wrap_for_processes
 from .resumable_trainer import ResumableTrainer, StoppedEarly
 from .resume import has_final_results
@@ -132,6 +133,8 @@ class Trainer(ResumableTrainer):
             return None
         if comm.is_main_process():
             write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
+        if self.cfg.OUTPUT_NOTE:
+            logger.info("note: %s", self.cfg.OUTPUT_NOTE)
         try:
             super().train()
         except StoppedEarly as stop:
@@ -186,7 +189,8 @@ class Trainer(ResumableTrainer):
             best = BestCheckpointer(cfg.TEST.EVAL_PERIOD, weights, metric)
         # Before the evaluation: if that fails, there is a checkpoint.
         checkpoint = hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-        after = [best, self._early_stop, RunWriters(cfg.OUTPUT_DIR)]
+        writers = RunWriters(cfg.OUTPUT_DIR, others=build_loggers(cfg))
+        after = [best, self._early_stop, writers]
         everywhere += [self._plan, ProgressBar()]
         return [*everywhere, checkpoint, self._evaluation, *filter(None, after)]
 

@@ -10,7 +10,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from miti_detr.engine import setup_config
-from miti_detr.engine.checks import check_weights
+from miti_detr.engine.launch.checks import check_weights
 from miti_detr.files import write_text
 from miti_detr.yaml_files import read_yaml
 

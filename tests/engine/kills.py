@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from miti_detr.engine import run
-from miti_detr.engine.processes import die_with_parent
+from miti_detr.engine.launch.processes import die_with_parent
 from tests.engine import stub
 
 TIMES = {"time", "data_time", "eta_seconds", "rank_data_time"}

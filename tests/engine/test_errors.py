@@ -7,7 +7,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
 from miti_detr.engine import NonFiniteError
-from miti_detr.engine.errors import log_errors_in_one_line, user_message
+from miti_detr.engine.launch.errors import log_errors_in_one_line, user_message
 
 
 @pytest.mark.parametrize(

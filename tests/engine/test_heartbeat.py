@@ -3,7 +3,7 @@ import threading
 import pytest
 from torch import distributed
 
-from miti_detr.engine.heartbeat import Heartbeat
+from miti_detr.engine.launch.heartbeat import Heartbeat
 
 
 def _watch(store: distributed.Store, rank: int, world_size: int) -> tuple[Heartbeat, list[str]]:

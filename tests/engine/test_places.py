@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from miti_detr.engine.processes import Place, place_from_environment
+from miti_detr.engine.launch.processes import Place, place_from_environment
 from tests.engine import stub
 
 TORCHRUN = {

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from miti_detr.engine.run_lock import run_lock
+from miti_detr.engine.launch.run_lock import run_lock
 
 HOLD = """
 import sys
-from miti_detr.engine.run_lock import run_lock
+from miti_detr.engine.launch.run_lock import run_lock
 with run_lock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,23 @@ class RunWriters(hooks.PeriodicWriter):
     its last checkpoint. A resumed run repeats these iterations.
     """
 
-    def __init__(self, output_dir: str, period: int = WRITE_PERIOD) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        period: int = WRITE_PERIOD,
+        *,
+        others: Sequence[Callable[[], EventWriter]] = (),
+    ) -> None:
         """Take the folder; the files are opened when training begins.
 
         Args:
             output_dir: folder of ``metrics.json`` and of the TensorBoard files.
             period: iterations between two records.
+            others: make further writers.
         """
         super().__init__([], period)
         self._output_dir = output_dir
+        self._others = others
 
     def before_train(self) -> None:
         """Remove the records that will be written again, then open the files."""
@@ -40,10 +49,12 @@ class RunWriters(hooks.PeriodicWriter):
         drop_records(metrics, start)
         json_writer = JSONWriter(metrics)
         tensorboard = TensorboardXWriter(self._output_dir, purge_step=start)
-        for writer in (json_writer, tensorboard):
-            writer._last_write = start - 1  # Detectron2 has no public way to say so
+        others = [make() for make in self._others]
+        for writer in (json_writer, tensorboard, *others):
+            if hasattr(writer, "_last_write"):
+                writer._last_write = start - 1  # Detectron2 has no public way to say so
         printer = CommonMetricPrinter(self.trainer.max_iter)
-        self._writers: list[EventWriter] = [printer, json_writer, tensorboard]
+        self._writers: list[EventWriter] = [printer, json_writer, tensorboard, *others]
 
 
 def first_record(trainer: Any) -> int:

@@ -7,7 +7,7 @@ import re
 import torch
 from torch import distributed
 
-from .hooks import NonFiniteError
+from miti_detr.engine.hooks import NonFiniteError
 
 _USER_ERRORS = (ValueError, OSError, ImportError, NonFiniteError)
 _WORKER_ERROR = re.compile(r"Caught (\w+) in DataLoader worker process \d+\.")

@@ -8,9 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 
 from miti_detr.data import check_datasets
-
-from .resume import check_resumable
-from .setup import setup_run_logger
+from miti_detr.engine.resume import check_resumable
+from miti_detr.engine.setup import setup_run_logger
 
 
 def check_files(args: argparse.Namespace, cfg: CfgNode) -> None:

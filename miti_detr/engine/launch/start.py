@@ -20,6 +20,8 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import distributed
 
+from miti_detr.engine.setup import setup_config, setup_run_logger
+
 from .checks import check_data, check_files, check_output_dir
 from .errors import log_errors_in_one_line, user_message
 from .heartbeat import tell_once
@@ -33,7 +35,6 @@ from .processes import (
     spawn,
 )
 from .run_lock import run_lock
-from .setup import setup_config, setup_run_logger
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def run(main: Main, args: argparse.Namespace, *, patience: float = 0.0) -> int:
     """Check config and data, then run ``main(args)`` in as many processes as asked for.
 
     The processes are started here, one for each of ``--num-gpus``, or this process is one of those
-    that ``torchrun`` or a script for SLURM has started (see :mod:`miti_detr.engine.processes`).
+    that ``torchrun`` or a script for SLURM has started (:mod:`miti_detr.engine.launch.processes`).
 
     Args:
         main: the work of one process; importable by name.
