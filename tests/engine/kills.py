@@ -132,6 +132,7 @@ def main() -> None:
         begin = time.monotonic()
         finish(start(root / "data", root / "reference"))
         whole = time.monotonic() - begin
+        assert "stopped early after iteration 54" in (root / "reference.log").read_text()
         kills, series = 0, 0
         while kills < args.kills:
             folder = root / f"killed{series}"

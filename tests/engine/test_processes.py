@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import distributed
 
-from miti_detr.engine.parallel import wrap_for_processes
+from miti_detr.engine.parallel import gradients_kept, unwrapped, wrap_for_processes
 from tests.helpers import tiny_config, training_input
 from tests.modeling.backbones.test_backbones import FPN_KEYS
 
@@ -42,6 +42,19 @@ def test_backbone_with_idle_parts_trains_in_several_processes(
         assert isinstance(total, torch.Tensor)
         total.backward()
     assert wrapped.find_unused_parameters == fpn
+
+
+@pytest.mark.usefixtures("group")
+def test_gradients_of_the_last_part_are_exchanged() -> None:
+    """And with them those of the parts before; outside of DistributedDataParallel nothing is."""
+    model = torch.nn.Linear(2, 1)
+    wrapped = wrap_for_processes(model)
+    for kept in (True, False):
+        with gradients_kept(wrapped, kept):
+            assert wrapped.require_backward_grad_sync != kept
+        with gradients_kept(model, kept):
+            pass
+    assert unwrapped(wrapped) is unwrapped(model) is model
 
 
 @pytest.mark.slow
