@@ -21,7 +21,7 @@ TASK = "validation"  # of the results
 
 
 class ModelWithLosses(nn.Module):
-    """A model in evaluation mode that adds up the losses of its inputs beside its detections.
+    """A model in evaluation mode that also adds up the losses of its inputs.
 
     The sums are those of all images together: each loss is normalised by the objects and the class
     weights of the whole data set, however it is divided into batches and processes.

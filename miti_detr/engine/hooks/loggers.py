@@ -183,7 +183,7 @@ def check_loggers(entries: Any) -> None:
         if not (is_list and isinstance(parts[0], str) and _are_arguments(parts[1:])):
             raise ValueError(
                 f"LOGGERS has the entry {shown(entry)}; each must be the dotted name of a class, "
-                "or a list of it and a mapping of its arguments"
+                "or a list of that name and a mapping of arguments"
             )
 
 

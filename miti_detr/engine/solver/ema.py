@@ -14,7 +14,7 @@ from miti_detr.checkpoint.variant import AVERAGE
 
 
 class WeightAverage:
-    """The average of weights over the last steps, beside the weights that are trained.
+    """The average of weights over the last steps, in addition to the weights that are trained.
 
     It has everything of the model's state dict that changes in training: parameters with a gradient
     and buffers of floating point, on the same device and in the same layout. After step t (from 1)

@@ -1,4 +1,4 @@
-"""What a run is going to do, said before its first step, and doubts whether it can work."""
+"""What a run will do, logged before its first step, and doubts whether it can work."""
 
 import logging
 import math

@@ -12,7 +12,7 @@ from miti_detr.engine.parallel import Batch
 class Prefetcher:
     """Iterates over batches, and fetches the next one when it is told to.
 
-    Its tensors are copied to the device beside the work that is queued there. The images stay
+    Its tensors are copied to the device while queued work runs there. The images stay
     bytes; the model normalises them. An error of the loader is raised where the batch is asked for.
     """
 

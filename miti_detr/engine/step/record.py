@@ -24,7 +24,7 @@ class StepRecord:
     Attributes:
         iteration: index of the step.
         parts: the batch of this process.
-        counts: objects of each of its images.
+        counts: objects of each image of that batch.
         names: of the losses, which every part has.
         others: names of what else is logged.
         data_time: seconds that this process waited for its batch.
