@@ -1,7 +1,13 @@
 """Leaves of the model: torch only, no Detectron2, no config."""
 
 from .attention import MultiHeadAttention, attention_weights
-from .boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
+from .boxes import (
+    box_cxcywh_to_xyxy,
+    box_xyxy_to_cxcywh,
+    generalized_box_iou,
+    inverse_sigmoid,
+)
+from .deformable_attention import DeformableAttention, deformable_attention
 from .mlp import MLP
 from .padding_mask import PADDING_MASK_RULES, feature_padding_mask
 from .position_encoding import (
@@ -13,6 +19,7 @@ from .position_encoding import (
 __all__ = [
     "MLP",
     "PADDING_MASK_RULES",
+    "DeformableAttention",
     "LearnedPositionEncoding",
     "MultiHeadAttention",
     "SinePositionEncoding",
@@ -20,6 +27,8 @@ __all__ = [
     "box_cxcywh_to_xyxy",
     "box_xyxy_to_cxcywh",
     "build_position_encoding",
+    "deformable_attention",
     "feature_padding_mask",
     "generalized_box_iou",
+    "inverse_sigmoid",
 ]

@@ -23,7 +23,12 @@ class SinePositionEncoding(nn.Module):
     wavelengths: Tensor
 
     def __init__(
-        self, num_pos_feats: int, *, temperature: float = 10000.0, normalize: bool = True
+        self,
+        num_pos_feats: int,
+        *,
+        temperature: float = 10000.0,
+        normalize: bool = True,
+        centred: bool = False,
     ) -> None:
         """Make the encoding.
 
@@ -32,6 +37,7 @@ class SinePositionEncoding(nn.Module):
             temperature: base of the wavelengths.
             normalize: scale rows and columns of each image to (0, 2 pi]; otherwise they count 1,
                 2, ...
+            centred: count 0.5, 1.5, ... instead, the middle of the cells, as Deformable-DETR does.
 
         Raises:
             ValueError: if ``num_pos_feats`` is odd.
@@ -42,6 +48,7 @@ class SinePositionEncoding(nn.Module):
                 f"num_pos_feats must be even, not {num_pos_feats}: sine and cosine come in pairs"
             )
         self.normalize = normalize
+        self.centred = centred
         # 1 / t_i of the pairs: t_{2j} = t_{2j+1} = temperature^(2j / F)
         exponent = torch.arange(0, num_pos_feats, 2, dtype=torch.float32) / num_pos_feats
         self.register_buffer("wavelengths", temperature**exponent, persistent=False)
@@ -58,9 +65,9 @@ class SinePositionEncoding(nn.Module):
         valid = (~mask).to(self.wavelengths.device, torch.float32, non_blocking=True)
         y, x = valid.cumsum(1), valid.cumsum(2)
         if self.normalize:
-            eps, scale = 1e-6, 2 * math.pi
-            y = y / (y[:, -1:, :] + eps) * scale
-            x = x / (x[:, :, -1:] + eps) * scale
+            eps, scale, shift = 1e-6, 2 * math.pi, 0.5 * self.centred
+            y = (y - shift) / (y[:, -1:, :] + eps) * scale
+            x = (x - shift) / (x[:, :, -1:] + eps) * scale
         return torch.cat([self._features(y), self._features(x)], dim=1)
 
     def _features(self, position: Tensor) -> Tensor:
@@ -110,8 +117,10 @@ class LearnedPositionEncoding(nn.Module):
         return torch.cat([x, y]).expand(n, -1, h, w)
 
 
-def build_position_encoding(name: str, d_model: int) -> nn.Module:
+def build_position_encoding(name: str, d_model: int, *, centred: bool = False) -> nn.Module:
     """Make the encoding called ``sine`` or ``learned`` for tokens of width ``d_model``.
+
+    ``centred`` is that of :class:`SinePositionEncoding`.
 
     Raises:
         ValueError: for another name, or a width that does not divide into the two axes.
@@ -119,7 +128,7 @@ def build_position_encoding(name: str, d_model: int) -> nn.Module:
     if d_model % 2:
         raise ValueError(f"MODEL.DETR.HIDDEN_DIM must be even, not {d_model}")
     if name == "sine":
-        return SinePositionEncoding(d_model // 2)
+        return SinePositionEncoding(d_model // 2, centred=centred)
     if name == "learned":
         return LearnedPositionEncoding(d_model // 2)
     raise ValueError(f"MODEL.DETR.POSITION_EMBEDDING is {name!r}; use 'sine' or 'learned'")
