@@ -7,7 +7,7 @@ from . import (
 from .add_residual import add_layer_residual
 from .checkpoint import attach_variant
 from .config import add_miti_detr_config
-from .modeling import pretrain  # registers UpDetr
+from .modeling import deformable, pretrain  # register DeformableDetr and UpDetr
 from .modeling.detr import ON_CONSTRUCTION
 
 ON_CONSTRUCTION.append(attach_variant)
@@ -19,6 +19,7 @@ __all__ = [
     "add_layer_residual",
     "add_miti_detr_config",
     "data",
+    "deformable",
     "modeling",
     "pretrain",
 ]

@@ -31,6 +31,7 @@ def _defaults() -> CN:
     cfg.MODEL.DETR, cfg.SOLVER.AMP, cfg.INPUT.CROP = CN(), CN(), CN()
     _add_transformer_keys(cfg)
     _add_prediction_keys(cfg)
+    _add_deformable_keys(cfg)
     _add_pretraining_keys(cfg)
     _add_weights_keys(cfg)
     _add_backbone_keys(cfg)
@@ -84,11 +85,11 @@ def _add_transformer_keys(cfg: CN) -> None:
 
 def _add_prediction_keys(cfg: CN) -> None:
     detr = cfg.MODEL.DETR
-    detr.NUM_CLASSES = 80  # K; "no object" is index K of the logits
+    detr.NUM_CLASSES = 80  # K; with softmax, "no object" is index K of the logits
     # Q; an image with more objects than that cannot be fully detected
     detr.NUM_OBJECT_QUERIES = 100
-    # Backbone output that becomes the tokens, as a list of one name; empty: the output with the
-    # largest stride
+    # Backbone outputs that become the tokens, as a list: one for DETR, one for each level of
+    # Deformable-DETR, by decreasing size; empty: the output with the largest stride
     detr.IN_FEATURES = []
     detr.POSITION_EMBEDDING = "sine"  # sine | learned
     # Feature cells that count as image inside a padded batch:
@@ -99,6 +100,14 @@ def _add_prediction_keys(cfg: CN) -> None:
     # image, as published. Few distinct shapes make CPU and compiled runs faster
     detr.SIZE_DIVISIBILITY = 0
 
+    # How a query tells its class:
+    #   softmax  cross-entropy over the classes and "no object" (DETR)
+    #   focal    sigmoid focal loss of each class by itself (Deformable-DETR); detections are the
+    #            TEST.DETECTIONS_PER_IMAGE pairs of query and class with the highest scores
+    detr.CLASS_LOSS = "softmax"
+    detr.FOCAL_ALPHA = 0.25  # weight of the class of a query, 1 - alpha of its other classes
+    detr.FOCAL_GAMMA = 2.0  # exponent; 0: cross-entropy
+
     # Weights of the set loss
     # Weight of the classification loss, and of the class probability in the matching cost
     detr.CLASS_WEIGHT = 1.0
@@ -106,6 +115,19 @@ def _add_prediction_keys(cfg: CN) -> None:
     detr.GIOU_WEIGHT = 2.0  # the same for the generalised IoU
     detr.NO_OBJECT_WEIGHT = 0.1  # class weight of "no object" in the cross-entropy
     detr.DEEP_SUPERVISION = True  # losses on every decoder layer, not only the last one
+
+
+def _add_deformable_keys(cfg: CN) -> None:
+    # MODEL.META_ARCHITECTURE DeformableDetr
+    detr = cfg.MODEL.DETR
+    # Levels of features: those of IN_FEATURES, then one of half the size by a strided convolution,
+    # and so on
+    detr.NUM_FEATURE_LEVELS = 1
+    detr.NUM_POINTS = 4  # points that a head reads on each level
+    # Each decoder layer corrects the boxes of the layer before it, by heads of its own
+    detr.BOX_REFINEMENT = False
+    # The encoder proposes the boxes from which the decoder starts; needs BOX_REFINEMENT
+    detr.TWO_STAGE = False
 
 
 def _add_pretraining_keys(cfg: CN) -> None:
@@ -195,6 +217,9 @@ def _add_solver_keys(cfg: CN) -> None:
     # Parts of the model that are not trained, such as ("backbone", "transformer.encoder"); their
     # batch normalisations keep their statistics
     cfg.SOLVER.FREEZE = ()
+    # Learning rate relative to BASE_LR of the layers of Deformable-DETR that say where to look:
+    # sampling offsets and reference points
+    cfg.SOLVER.SAMPLING_MULTIPLIER = 0.1
     # Schedule in passes over the training data. > 0: replaces MAX_ITER, by the real length of
     # DATASETS.TRAIN
     cfg.SOLVER.EPOCHS = 0

@@ -3,7 +3,7 @@
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from miti_detr.checks import Choice, Each, Real, Rule, Text, Whole, check_keys
+from miti_detr.checks import Choice, Each, Real, Rule, Text, Whole, check_keys, shown
 from miti_detr.layers import PADDING_MASK_RULES
 from miti_detr.modeling.transformer.residual import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS
 
@@ -26,6 +26,12 @@ _RULES: dict[str, Rule] = {
     "MODEL.DETR.POSITION_EMBEDDING": Choice(("sine", "learned")),
     "MODEL.DETR.PADDING_MASK": Choice(PADDING_MASK_RULES),
     "MODEL.DETR.SIZE_DIVISIBILITY": Whole(0, 4096),
+    "MODEL.DETR.CLASS_LOSS": Choice(("softmax", "focal")),
+    "MODEL.DETR.FOCAL_ALPHA": Real(0, 1),
+    "MODEL.DETR.FOCAL_GAMMA": Real(0, 100),
+    "TEST.DETECTIONS_PER_IMAGE": Whole(1, 100_000),
+    "MODEL.DETR.NUM_FEATURE_LEVELS": Whole(1, 8),
+    "MODEL.DETR.NUM_POINTS": Whole(1, 64),
     "MODEL.DETR.CLASS_WEIGHT": _WEIGHT,
     "MODEL.DETR.L1_WEIGHT": _WEIGHT,
     "MODEL.DETR.GIOU_WEIGHT": _WEIGHT,
@@ -96,6 +102,7 @@ def check_model_keys(cfg: CfgNode) -> None:
             f"{detr.POSITION_EMBEDDING} it must be a multiple of {even}"
         )
     _check_shallow_resnet(cfg)
+    _check_deformable(cfg)
     if not (detr.CLASS_WEIGHT or detr.L1_WEIGHT or detr.GIOU_WEIGHT):
         raise ValueError(
             "MODEL.DETR.CLASS_WEIGHT, L1_WEIGHT and GIOU_WEIGHT are all 0. Give one a weight."
@@ -105,6 +112,43 @@ def check_model_keys(cfg: CfgNode) -> None:
             f"MODEL.PIXEL_MEAN has {len(cfg.MODEL.PIXEL_MEAN)} values and MODEL.PIXEL_STD "
             f"{len(cfg.MODEL.PIXEL_STD)}. Give one of each per channel."
         )
+
+
+def _check_deformable(cfg: CfgNode) -> None:
+    """Keys that only Deformable-DETR has, and those of DETR that it does not have."""
+    detr = cfg.MODEL.DETR
+    wrong: dict[str, tuple[bool, str]]
+    if cfg.MODEL.META_ARCHITECTURE == "DeformableDetr":
+        wrong = {
+            "PRE_NORM": (detr.PRE_NORM, "DeformableDetr is post-norm: set it to False"),
+            "LAYER_RESIDUAL": (
+                detr.LAYER_RESIDUAL == "after_norm",
+                "the layers of DeformableDetr feed sampling offsets and heads without a norm in "
+                "between, which would grow with depth: use none or before_norm",
+            ),
+            "HIDDEN_DIM": (
+                detr.HIDDEN_DIM % 32 > 0,
+                "DeformableDetr normalises 32 groups of channels: use a multiple of 32",
+            ),
+            "NUM_FEATURE_LEVELS": (
+                len(detr.IN_FEATURES) > detr.NUM_FEATURE_LEVELS,
+                f"each of MODEL.DETR.IN_FEATURES {list(detr.IN_FEATURES)} is a level",
+            ),
+            "TWO_STAGE": (
+                detr.TWO_STAGE and not detr.BOX_REFINEMENT,
+                "set MODEL.DETR.BOX_REFINEMENT True as well",
+            ),
+        }
+    else:
+        remedy = "set MODEL.META_ARCHITECTURE DeformableDetr as well"
+        wrong = {
+            "NUM_FEATURE_LEVELS": (detr.NUM_FEATURE_LEVELS > 1, remedy),
+            "BOX_REFINEMENT": (detr.BOX_REFINEMENT, remedy),
+            "TWO_STAGE": (detr.TWO_STAGE, remedy),
+        }
+    for key, (is_wrong, remedy) in wrong.items():
+        if is_wrong:
+            raise ValueError(f"MODEL.DETR.{key} is {shown(detr[key])}; {remedy}")
 
 
 def _check_shallow_resnet(cfg: CfgNode) -> None:

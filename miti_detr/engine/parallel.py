@@ -17,7 +17,8 @@ def wrap_for_processes(model: nn.Module) -> nn.Module:
     """Let several processes train one model; a single process gets the model itself.
 
     Detectron2's own function names a GPU, which torch refuses for a model on the CPU, and expects
-    every parameter to be used: those of unused levels of a feature pyramid are not.
+    every parameter to be used: those of unused levels of a feature pyramid are not, nor are heads
+    of decoder layers without a loss.
 
     Args:
         model: on its device.
@@ -26,12 +27,12 @@ def wrap_for_processes(model: nn.Module) -> nn.Module:
         return model
     on_gpu = next(model.parameters()).device.type == "cuda"
     devices = [comm.get_local_rank()] if on_gpu else None
-    backbone = getattr(model, "backbone", None)
+    parts = (model, getattr(model, "backbone", None))
     return DistributedDataParallel(
         model,
         device_ids=devices,
         broadcast_buffers=False,
-        find_unused_parameters=getattr(backbone, "has_idle_parts", False),
+        find_unused_parameters=any(getattr(part, "has_idle_parts", False) for part in parts),
     )
 
 

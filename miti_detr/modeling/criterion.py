@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from miti_detr.scalars import is_logging, log_scalars
 
-from .losses import box_losses, cardinality_errors, class_error, classification_losses
+from .classification import ClassLoss, SoftmaxLoss, build_class_loss
+from .losses import box_losses, cardinality_errors, class_error
 from .matcher import HungarianMatcher
 from .targets import Target
 
@@ -68,7 +70,7 @@ class SetCriterion(nn.Module):
     Source: DETR, sections 3.1 and A.2; facebookresearch/detr ``models/detr.py`` at 29901c5.
     """
 
-    empty_weight: Tensor
+    class_loss: ClassLoss
 
     def __init__(
         self,
@@ -80,17 +82,19 @@ class SetCriterion(nn.Module):
         giou_weight: float = 2.0,
         no_object_weight: float = 0.1,
         deep_supervision: bool = True,
+        class_loss: ClassLoss | None = None,
     ) -> None:
         """Make the criterion.
 
         Args:
-            num_classes: K; logits have K+1 columns, the last one "no object".
+            num_classes: K.
             matcher: pairs predictions and objects.
             class_weight: weight of the classification loss.
             l1_weight: weight of the L1 loss of the boxes.
             giou_weight: weight of the generalised IoU loss.
             no_object_weight: class weight of "no object" in the cross-entropy.
             deep_supervision: take the losses of every decoder layer, not only of the last one.
+            class_loss: None: :class:`SoftmaxLoss` with ``no_object_weight``.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -99,10 +103,13 @@ class SetCriterion(nn.Module):
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
         self.deep_supervision = deep_supervision
-        empty_weight = torch.ones(num_classes + 1)
-        empty_weight[-1] = no_object_weight
-        self.register_buffer("empty_weight", empty_weight, persistent=False)
+        self.class_loss = class_loss or SoftmaxLoss(num_classes, no_object_weight=no_object_weight)
         self._whole_batch: Sequence[int] | None = None
+
+    @property
+    def empty_weight(self) -> Tensor:
+        """Class weights (K+1,) of the softmax loss."""
+        return self.class_loss.get_buffer("empty_weight")
 
     @contextlib.contextmanager
     def parts_of(self, counts: Sequence[int]) -> Iterator[None]:
@@ -131,10 +138,10 @@ class SetCriterion(nn.Module):
             num_queries: Q.
             dtype: of the two.
         """
-        weights = self.empty_weight.to(dtype)
+        num_boxes = counts.sum().to(dtype)
         matched = torch.arange(num_queries, device=counts.device) < counts[:, None]
         classes = torch.where(matched, 0, self.num_classes)  # all classes have the same weight
-        return Normalizers(counts.sum().to(dtype), weights[classes].sum())
+        return Normalizers(num_boxes, self.class_loss.normalizer(classes, num_boxes))
 
     def forward(
         self,
@@ -142,16 +149,19 @@ class SetCriterion(nn.Module):
         boxes: Tensor,
         targets: Sequence[Target],
         extra_losses: Callable[[Matches], dict[str, Tensor]] | None = None,
+        *,
+        suffix: str = "",
     ) -> dict[str, Tensor]:
         """Compute the weighted losses.
 
         Computed in float32 or better, also under autocast.
 
         Args:
-            logits: (L, N, Q, K+1), decoder layers in order.
+            logits: (L, N, Q, columns of the class loss), decoder layers in order.
             boxes: (L, N, Q, 4) ``cxcywh``, relative to the un-padded image.
             targets: the objects of the N images.
             extra_losses: computes more weighted losses from the matches, each (L,).
+            suffix: of all names.
 
         Returns:
             ``loss_ce``, ``loss_bbox``, ``loss_giou`` and the extra ones of the last decoder layer,
@@ -162,12 +172,12 @@ class SetCriterion(nn.Module):
             logits, boxes = logits[-1:], boxes[-1:]
         with torch.autocast(logits.device.type, enabled=False):
             logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
-            losses = self._losses(logits, boxes, targets, extra_losses)
+            losses = self._losses(logits, boxes, targets, extra_losses, suffix)
         # One unbind for each name: its backward is one stack, that of indices an addition for each.
         by_layer = {name: values.unbind() for name, values in losses.items()}
         return {
-            name + suffix: values[index]
-            for index, suffix in enumerate(_suffixes(len(logits)))
+            name + of_layer + suffix: values[index]
+            for index, of_layer in enumerate(_suffixes(len(logits)))
             for name, values in by_layer.items()
         }
 
@@ -177,6 +187,7 @@ class SetCriterion(nn.Module):
         boxes: Tensor,
         targets: Sequence[Target],
         extra_losses: Callable[[Matches], dict[str, Tensor]] | None,
+        suffix: str,
     ) -> dict[str, Tensor]:
         """Weighted losses by name, each (L,)."""
         matches = self.matcher.match_layers(logits, boxes, targets)
@@ -188,16 +199,15 @@ class SetCriterion(nn.Module):
 
         classes = torch.full(logits.shape[:3], self.num_classes, device=logits.device)
         classes[layer, image, query] = labels
-        class_weights = self.empty_weight.to(logits.dtype)
         normalizers = self._shared_normalizers(counts, logits)
-        ce = classification_losses(logits, classes, class_weights, normalizers.of("loss_ce"))
+        ce = self.class_loss(logits, classes, normalizers.of("loss_ce"))
         num_boxes = normalizers.of("loss_bbox")
         predicted = boxes[layer, image, query].view(len(logits), -1, 4)
         l1, giou = box_losses(predicted, truth.view_as(predicted), num_boxes)
         if is_logging():
             last = slice(len(query) - predicted.shape[1], None)  # the last layer's matches
             error = class_error(logits[-1, image[last], query[last]], labels[last])
-            self._log(error, cardinality_errors(logits, counts))
+            self._log(error, cardinality_errors(logits, counts), suffix)
         losses = {
             "loss_ce": self.class_weight * ce,
             "loss_bbox": self.l1_weight * l1,
@@ -214,19 +224,37 @@ class SetCriterion(nn.Module):
         found = self.normalizers(counts, logits.shape[2], logits.dtype)
         return Normalizers(*_mean_over_processes(*found)) if self.training else found
 
-    def _log(self, class_error: Tensor, cardinality_errors: Tensor) -> None:
+    def _log(self, class_error: Tensor, cardinality_errors: Tensor, suffix: str) -> None:
         """Log diagnostics: a scalar, and (L,)."""
         named = zip(_suffixes(len(cardinality_errors)), cardinality_errors.unbind(), strict=True)
-        errors = {f"diag/cardinality_error{suffix}": error for suffix, error in named}
-        log_scalars({"diag/class_error": class_error, **errors})
+        errors = {f"diag/cardinality_error{each}{suffix}": error for each, error in named}
+        log_scalars({"diag/class_error" + suffix: class_error, **errors})
 
     def extra_repr(self) -> str:
         """Show the weights in the printed model."""
         return (
             f"num_classes={self.num_classes}, class_weight={self.class_weight}, "
             f"l1_weight={self.l1_weight}, giou_weight={self.giou_weight}, "
-            f"no_object_weight={self.empty_weight[-1]:g}, deep_supervision={self.deep_supervision}"
+            f"deep_supervision={self.deep_supervision}"
         )
+
+
+def build_criterion(cfg: CfgNode) -> SetCriterion:
+    """Make the criterion, with its matcher, that ``cfg.MODEL.DETR`` describes."""
+    detr = cfg.MODEL.DETR
+    weights = {
+        "class_weight": detr.CLASS_WEIGHT,
+        "l1_weight": detr.L1_WEIGHT,
+        "giou_weight": detr.GIOU_WEIGHT,
+    }
+    class_loss = build_class_loss(cfg)
+    return SetCriterion(
+        num_classes=detr.NUM_CLASSES,
+        matcher=HungarianMatcher(**weights, class_cost=class_loss.cost),
+        **weights,
+        deep_supervision=detr.DEEP_SUPERVISION,
+        class_loss=class_loss,
+    )
 
 
 def _suffixes(num_layers: int) -> list[str]:

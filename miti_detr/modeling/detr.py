@@ -6,7 +6,7 @@ classes.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -21,10 +21,10 @@ from miti_detr.model_keys import check_model_keys
 from miti_detr.pixels import Pixels, expected_pixels, warn_if_pixels_differ
 
 from .backbones.masked_backbone import Feature, MaskedBackbone
-from .criterion import SetCriterion
+from .classification import ClassLoss
+from .criterion import SetCriterion, build_criterion
 from .execution import PLAIN, Execution
 from .heads import SetPrediction, predict_set
-from .matcher import HungarianMatcher
 from .postprocess import check_finite, detections
 from .stages import Decoded, Encoded, ObjectQueries
 from .targets import Target, targets_from_instances
@@ -48,6 +48,10 @@ class MitiDetr(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    class_embed: nn.Module
+    bbox_embed: nn.Module
+    transformer: Any  # ResidualTransformer, or another with its interface
+    transformer_class: ClassVar[type[Any]] = ResidualTransformer
 
     @configurable
     def __init__(
@@ -80,17 +84,15 @@ class MitiDetr(nn.Module):
                 :func:`miti_detr.accelerate.accelerate`.
         """
         super().__init__()
-        d_model = transformer.d_model
-        channels = backbone.channels[backbone.in_features[-1]]
+        self.num_classes = num_classes
+        self.num_queries = num_queries
         self.backbone = backbone
         self.position_encoding = position_encoding
-        self.input_proj = nn.Conv2d(channels, d_model, kernel_size=1)
+        self.input_proj = self.make_input_proj(transformer)
         self.transformer = transformer
-        self.query_embed = nn.Embedding(num_queries, d_model)
-        self.class_embed = nn.Linear(d_model, num_classes + 1)
-        self.bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
+        self.make_heads(transformer, criterion.class_loss)
         self.criterion = criterion
-        self.num_classes = num_classes
+        self.read_classes = criterion.class_loss.read
         self.pixels = {
             "pixel_mean": [float(x) for x in pixel_mean],
             "pixel_std": [float(x) for x in pixel_std],
@@ -102,6 +104,20 @@ class MitiDetr(nn.Module):
         execution.apply(self)
         for function in ON_CONSTRUCTION:
             function(self)
+
+    def make_input_proj(self, transformer: Any) -> nn.Module:
+        """Make the projection of the backbone's feature to the width of the transformer."""
+        feature = self.backbone.in_features[-1]
+        return nn.Conv2d(self.backbone.channels[feature], transformer.d_model, kernel_size=1)
+
+    def make_heads(self, transformer: Any, class_loss: ClassLoss) -> None:
+        """Make the query embeddings and the heads of classes and boxes."""
+        d_model = transformer.d_model
+        self.query_embed = nn.Embedding(self.num_queries, d_model)
+        class_embed = nn.Linear(d_model, class_loss.num_columns)
+        class_loss.init_bias(class_embed.bias)
+        self.class_embed = class_embed
+        self.bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -130,24 +146,13 @@ class MitiDetr(nn.Module):
             expected_pixels(cfg.MODEL.WEIGHTS),
             Pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT),
         )
-        transformer = ResidualTransformer(cfg)
+        transformer = cls.transformer_class(cfg)
         transformer.weights_residual = detr.WEIGHTS_RESIDUAL
-        weights = {
-            "class_weight": detr.CLASS_WEIGHT,
-            "l1_weight": detr.L1_WEIGHT,
-            "giou_weight": detr.GIOU_WEIGHT,
-        }
         return {
             "backbone": backbone,
             "position_encoding": build_position_encoding(detr.POSITION_EMBEDDING, detr.HIDDEN_DIM),
             "transformer": transformer,
-            "criterion": SetCriterion(
-                num_classes=detr.NUM_CLASSES,
-                matcher=HungarianMatcher(**weights),
-                **weights,
-                no_object_weight=detr.NO_OBJECT_WEIGHT,
-                deep_supervision=detr.DEEP_SUPERVISION,
-            ),
+            "criterion": build_criterion(cfg),
             "num_classes": detr.NUM_CLASSES,
             "num_queries": detr.NUM_OBJECT_QUERIES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -218,8 +223,8 @@ class MitiDetr(nn.Module):
         Gradients and dropout are as the caller left them (``torch.no_grad``, :meth:`eval`).
 
         Returns:
-            ``logits`` (L, N, Q, K+1) and ``boxes`` (L, N, Q, 4; ``cxcywh`` in [0, 1] of the
-            un-padded image).
+            ``logits`` (L, N, Q, K+1; with focal loss K) and ``boxes`` (L, N, Q, 4; ``cxcywh`` in
+            [0, 1] of the un-padded image).
         """
         return self.predict_set(self.preprocess_image(batched_inputs), batched_inputs)
 
@@ -342,5 +347,6 @@ class MitiDetr(nn.Module):
     def read_detections(
         self, prediction: SetPrediction, image_sizes: Sequence[tuple[int, int]]
     ) -> list[Instances]:
-        """One detection of each query of the last decoder layer, see :func:`detections`."""
-        return detections(prediction.logits[-1], prediction.boxes[-1], image_sizes)
+        """Detections of the last decoder layer, see :func:`detections`."""
+        last = prediction.logits[-1], prediction.boxes[-1]
+        return detections(*last, image_sizes, self.read_classes)

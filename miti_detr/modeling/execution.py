@@ -16,12 +16,12 @@ from torch import nn
 
 from miti_detr.accelerate import accelerate, checkpoint_activations, use_cuda_graphs
 
-from .transformer import DecoderLayer, EncoderLayer
+from .transformer import TransformerLayer
 
 logger = logging.getLogger(__name__)
 
 # Layers of the transformer, blocks of ResNets (below a feature pyramid, too), of ViT and of Swin.
-_CHECKPOINTED = (EncoderLayer, DecoderLayer, CNNBlockBase, Block, SwinTransformerBlock)
+_CHECKPOINTED = (TransformerLayer, CNNBlockBase, Block, SwinTransformerBlock)
 
 
 @dataclasses.dataclass(frozen=True)

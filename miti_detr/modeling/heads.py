@@ -13,7 +13,7 @@ class SetPrediction:
     """Raw output of every decoder layer, the last layer last. Later systems extend it.
 
     Attributes:
-        logits: (L, N, Q, K+1); index K is "no object".
+        logits: (L, N, Q, K+1); index K is "no object". With focal loss (L, N, Q, K).
         boxes: (L, N, Q, 4) ``cxcywh`` in [0, 1] of the un-padded image.
     """
 

@@ -1,36 +1,13 @@
-"""Losses of a matched set prediction, for all decoder layers at once.
+"""Box losses and diagnostics of a matched set prediction, for all decoder layers at once.
 
 L decoder layers, N images, Q queries, K classes, M matches per layer.
 Source: facebookresearch/detr ``models/detr.py`` at 29901c5.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from miti_detr.layers import box_cxcywh_to_xyxy, generalized_box_iou
-
-
-def classification_losses(
-    logits: Tensor, classes: Tensor, class_weights: Tensor, normalizer: Tensor
-) -> Tensor:
-    """Weighted cross-entropy over all queries of the batch.
-
-    loss = sum_i w[c_i] * (- log softmax(logits_i)[c_i]) / normalizer
-
-    Args:
-        logits: (L, N, Q, K+1).
-        classes: (L, N, Q) int64, K for queries without an object.
-        class_weights: (K+1,).
-        normalizer: scalar, published: sum_i w[c_i], equal in all layers.
-
-    Returns:
-        (L,).
-    """
-    loss = F.cross_entropy(
-        logits.flatten(0, 2), classes.flatten(), weight=class_weights, reduction="none"
-    )
-    return loss.view(len(logits), -1).sum(1) / normalizer
 
 
 def box_losses(predicted: Tensor, truth: Tensor, normalizer: Tensor) -> tuple[Tensor, Tensor]:

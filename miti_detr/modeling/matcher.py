@@ -3,7 +3,7 @@
 L decoder layers, N images, Q queries, K classes, T_i objects of image i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,23 +12,36 @@ from torch import Tensor, nn
 
 from miti_detr.layers import box_cxcywh_to_xyxy, generalized_box_iou
 
+from .classification import softmax_cost
 from .targets import Target
 
 
 class HungarianMatcher(nn.Module):
     """Assigns each object its own query, at the least total cost.
 
-    cost(query, object) = - class_weight * p(class) + l1_weight * |b - b'|_1 - giou_weight *
+    cost(query, object) = class_weight * cost(class) + l1_weight * |b - b'|_1 - giou_weight *
     GIoU(b, b')
 
-    with p the softmax probability, not its logarithm. "No object" never enters the cost.
+    The cost of the class is minus its softmax probability p (and not its logarithm), or that of
+    another class loss. "No object" never enters the cost.
     Source: DETR, section 3.1; facebookresearch/detr ``models/matcher.py`` at 29901c5.
     """
 
     def __init__(
-        self, *, class_weight: float = 1.0, l1_weight: float = 5.0, giou_weight: float = 2.0
+        self,
+        *,
+        class_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        class_cost: Callable[[Tensor, Tensor], Tensor] = softmax_cost,
     ) -> None:
         """Set the weights of the three costs.
+
+        Args:
+            class_weight: weight of the cost of the class.
+            l1_weight: weight of the L1 distance of the boxes.
+            giou_weight: weight of their generalised IoU.
+            class_cost: of :class:`~miti_detr.modeling.classification.ClassLoss`.
 
         Raises:
             ValueError: if all are 0, which would match at random.
@@ -39,6 +52,7 @@ class HungarianMatcher(nn.Module):
         self.class_weight = class_weight
         self.l1_weight = l1_weight
         self.giou_weight = giou_weight
+        self.class_cost = class_cost
 
     def forward(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
@@ -46,7 +60,7 @@ class HungarianMatcher(nn.Module):
         """Match the predictions of one decoder layer.
 
         Args:
-            logits: (N, Q, K+1).
+            logits: (N, Q, columns), K+1 of softmax, K of focal loss.
             boxes: (N, Q, 4) ``cxcywh`` relative to the un-padded image.
             targets: N.
 
@@ -64,7 +78,7 @@ class HungarianMatcher(nn.Module):
         """Match the predictions of several decoder layers, each on its own.
 
         Args:
-            logits: (L, N, Q, K+1).
+            logits: (L, N, Q, columns).
             boxes: (L, N, Q, 4).
             targets: N.
 
@@ -97,7 +111,7 @@ class HungarianMatcher(nn.Module):
         labels = nn.utils.rnn.pad_sequence([t["labels"] for t in targets], batch_first=True)
         target_boxes = nn.utils.rnn.pad_sequence([t["boxes"] for t in targets], batch_first=True)
         index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
-        probability = logits.softmax(-1).gather(-1, index)
+        class_cost = self.class_cost(logits, index)
         truth = target_boxes.to(boxes)
         if boxes.is_cuda:  # many times as fast as cdist there, and several times slower on a CPU
             l1 = (boxes[:, :, :, None] - truth[None, :, None]).abs().sum(-1)
@@ -106,7 +120,7 @@ class HungarianMatcher(nn.Module):
         giou = generalized_box_iou(
             box_cxcywh_to_xyxy(boxes)[:, :, :, None], box_cxcywh_to_xyxy(truth)[None, :, None]
         )
-        return self.l1_weight * l1 - self.class_weight * probability - self.giou_weight * giou
+        return self.l1_weight * l1 + self.class_weight * class_cost - self.giou_weight * giou
 
     def extra_repr(self) -> str:
         """Show the weights in the printed model."""

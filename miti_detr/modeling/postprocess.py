@@ -1,6 +1,6 @@
 """From the raw prediction to Detectron2's ``Instances``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,18 +9,24 @@ from torch import Tensor
 
 from miti_detr.layers import box_cxcywh_to_xyxy
 
+from .classification import ClassScores, softmax_scores
+
 
 def detections(
-    logits: Tensor, boxes: Tensor, image_sizes: Sequence[tuple[int, int]]
+    logits: Tensor,
+    boxes: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    read: Callable[[Tensor], ClassScores] = softmax_scores,
 ) -> list[Instances]:
-    """Read one detection from each query: its best class other than "no object".
+    """Read the detections; by default one from each query, its best class but "no object".
 
-    No threshold and no suppression: every query stays, in order. N images, Q queries, K classes.
+    No threshold and no suppression. N images, Q queries, K classes.
 
     Args:
-        logits: (N, Q, K+1) of the last decoder layer.
+        logits: (N, Q, K+1) of the last decoder layer, or what ``read`` takes.
         boxes: (N, Q, 4) ``cxcywh``, relative to the un-padded image.
         image_sizes: (height, width) in pixels of the un-padded images that entered the network.
+        read: of the model's :class:`~miti_detr.modeling.classification.ClassLoss`.
 
     Returns:
         For each image ``pred_boxes`` (``xyxy`` pixels of that size, not clipped), ``scores`` and
@@ -28,7 +34,8 @@ def detections(
 
     Source: facebookresearch/detr ``d2/detr/detr.py`` at 29901c5.
     """
-    scores, classes = logits.float().softmax(-1)[..., :-1].max(-1)
+    scores, classes, queries = read(logits)
+    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     # One by one: while a model is traced, each size is a tensor.
     sizes = torch.stack([torch.as_tensor(size, device=boxes.device) for size in image_sizes])
     corners = box_cxcywh_to_xyxy(boxes.float()) * sizes[:, [1, 0, 1, 0]][:, None]

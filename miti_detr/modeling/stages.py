@@ -15,12 +15,12 @@ class ObjectQueries:
     """Input of the decoder.
 
     Attributes:
-        embed: (Q, C), or (N, Q, C) where each image has its own.
+        embed: (Q, C), or (N, Q, C) where each image has its own; None: the transformer makes them.
         mask: for attention among queries, broadcastable to (N, heads, Q, Q), True = may attend;
             None: all attend to all.
     """
 
-    embed: Tensor
+    embed: Tensor | None
     mask: Tensor | None = None
 
 

@@ -11,8 +11,8 @@ def describe_parts(model: Any) -> dict[str, Any]:
     """Describe the parts of a ``MitiDetr``, in plain values.
 
     Args:
-        model: with the parts ``backbone``, ``transformer`` and ``position_encoding``. What a
-            transformer of another class does not know is left out.
+        model: with the parts ``backbone``, ``transformer``, ``position_encoding`` and
+            ``criterion``. What a transformer of another class does not know is left out.
     """
     feature = model.backbone.in_features[-1]
     attributes = {
@@ -32,6 +32,7 @@ def describe_parts(model: Any) -> dict[str, Any]:
         "feature": feature,
         "stride": model.backbone.strides[feature],
         "num_classes": model.num_classes,
+        "class_loss": getattr(getattr(model.criterion, "class_loss", None), "name", "softmax"),
     }
 
 

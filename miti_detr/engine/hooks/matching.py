@@ -87,7 +87,7 @@ class MatchingRecorder(hooks.EvalHook):
                 found.append(_match(model, [self._map(record) for record in batch]))
         line = {
             "iteration": get_event_storage().iter,
-            "num_queries": model.query_embed.num_embeddings,
+            "num_queries": model.num_queries,
             "queries": np.concatenate(found, axis=1).tolist(),
         }
         with self._path.open("a", encoding="utf-8") as file:

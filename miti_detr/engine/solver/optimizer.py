@@ -28,7 +28,8 @@ _FAST_DEVICES = ("cpu", "cuda")
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` with the parameter groups of DETR.
 
-    Backbone parameters have the learning rate ``BASE_LR * BACKBONE_MULTIPLIER``, all others
+    Backbone parameters have the learning rate ``BASE_LR * BACKBONE_MULTIPLIER``, sampling offsets
+    and reference points of Deformable-DETR ``BASE_LR * SAMPLING_MULTIPLIER``, all others
     ``BASE_LR``. As published, all parameters have the same ``WEIGHT_DECAY``, including those of
     normalisation layers; ``SOLVER.WEIGHT_DECAY_NORM`` is not used.
 
@@ -138,7 +139,10 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
     def factor(name: str) -> float:
         """Learning rate of a parameter relative to ``BASE_LR``."""
-        return solver.BACKBONE_MULTIPLIER if is_backbone(name.lstrip(".")) else 1.0
+        if is_backbone(name.lstrip(".")):
+            return solver.BACKBONE_MULTIPLIER
+        samples = any(part in name for part in ("sampling_offsets", "reference_points"))
+        return solver.SAMPLING_MULTIPLIER if samples else 1.0
 
     return get_default_optimizer_params(
         model,

@@ -97,18 +97,20 @@ class MaskedBackbone(nn.Module):
         """
         outputs = self.body(images.tensor.contiguous())
         return {
-            name: Feature(
-                outputs[name],
-                feature_padding_mask(
-                    images.image_sizes,
-                    images.tensor.shape[-2:],
-                    outputs[name].shape[-2:],
-                    stride=self.strides[name],
-                    rule=self.padding_mask,
-                ),
-            )
+            name: Feature(outputs[name], self.mask_of(images, outputs[name], self.strides[name]))
             for name in self.in_features
         }
+
+    def mask_of(self, images: ImageList, feature: Tensor, stride: int) -> Tensor:
+        """Padding mask (N, h, w) of a feature (N, C', h, w) with so many pixels per cell."""
+        height, width = feature.shape[-2:]
+        return feature_padding_mask(
+            images.image_sizes,
+            images.tensor.shape[-2:],
+            (height, width),
+            stride=stride,
+            rule=self.padding_mask,
+        )
 
     def padding_constraints(self) -> dict[str, int]:
         """Tell what is needed of the size of a batch, in pixels.

@@ -164,6 +164,10 @@ class UpDetr(MitiDetr):
                 f"MODEL.DETR.NUM_CLASSES is {cfg.MODEL.DETR.NUM_CLASSES}; patches are class "
                 f"{PATCH_CLASS} of {NUM_CLASSES}: set it to {NUM_CLASSES}"
             )
+        if cfg.MODEL.DETR.CLASS_LOSS != "softmax":
+            raise ValueError(
+                f"MODEL.DETR.CLASS_LOSS is {cfg.MODEL.DETR.CLASS_LOSS!r}; UpDetr needs 'softmax'"
+            )
         up_detr = cfg.MODEL.UP_DETR
         parts = super().from_config(cfg)
         if up_detr.MATCH_OWN:
@@ -173,6 +177,7 @@ class UpDetr(MitiDetr):
                 class_weight=matcher.class_weight,
                 l1_weight=matcher.l1_weight,
                 giou_weight=matcher.giou_weight,
+                class_cost=matcher.class_cost,
             )
         return {
             **parts,

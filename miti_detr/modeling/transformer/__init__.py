@@ -1,6 +1,6 @@
 """The transformer and its layer residual."""
 
-from .layers import DecoderLayer, EncoderLayer
+from .layers import DecoderLayer, EncoderLayer, TransformerLayer
 from .residual import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS, LayerResidual
 from .stack import ResidualTransformer, TransformerDecoder, TransformerEncoder
 
@@ -13,4 +13,5 @@ __all__ = [
     "ResidualTransformer",
     "TransformerDecoder",
     "TransformerEncoder",
+    "TransformerLayer",
 ]

@@ -24,10 +24,14 @@ class TransformerLayer(nn.Module):
         dropout: float,
         pre_norm: bool,
         layer_residual: str,
+        self_attn: nn.Module | None = None,
     ) -> None:
-        """Make the shared parts; arguments as in :class:`ResidualTransformer`."""
+        """Make the shared parts; arguments as in :class:`ResidualTransformer`.
+
+        ``self_attn`` takes the place of :class:`MultiHeadAttention`.
+        """
         super().__init__()
-        self.self_attn = MultiHeadAttention(d_model, nhead, dropout=dropout)
+        self.self_attn = self_attn or MultiHeadAttention(d_model, nhead, dropout=dropout)
         self.linear1 = nn.Linear(d_model, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
