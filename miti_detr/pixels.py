@@ -38,10 +38,11 @@ _BY_NAME = (
     ("download.pytorch.org/models/resnet", TORCHVISION),
     ("dl.fbaipublicfiles.com/detr/", TORCHVISION),
 )
-# Keys of SOURCES in tables.py. A Detectron2 ResNet may be of either kind.
+# Keys of SOURCES in checkpoint/sources.py. A Detectron2 ResNet may be of either kind.
 _BY_SOURCE = dict.fromkeys(
     ("torchvision_resnet", "detr", "detr_panoptic", "up_detr_pretrain")
-    + ("d2_wrapper", "d2_wrapper_panoptic", "hf", "hf_panoptic"),
+    + ("d2_wrapper", "d2_wrapper_panoptic", "hf", "hf_panoptic")
+    + ("deformable_detr", "hf_deformable"),
     TORCHVISION,
 )
 _BY_AUTHOR = {"torchvision": TORCHVISION, "Caffe2": CAFFE2}

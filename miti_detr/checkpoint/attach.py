@@ -13,11 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .class_head import KEYS
 from .convert import recognise
 from .errors import CheckpointError
 from .fit import prepare_weights
-from .tables import PRETRAINING_KEY
+from .sources import PRETRAINING_KEY
 from .variant import (
     RECORD_KEY,
     check_variant,
@@ -91,7 +90,9 @@ def adapt_state_dict(
             logger.info(line)
         return state, check_variant(variant, weights, purpose="unknown")
     mismatch = ""
-    if source == "detr" and not any(key in state for key in KEYS):
+    first = ("class_embed.weight", "class_embed.0.weight")
+    if source in ("detr", "deformable_detr") and not any(key in state for key in first):
+        state = {key: value for key, value in state.items() if "class_embed." not in key}
         mismatch = (
             "the class head of these weights has another shape than the model's and was left out "
             "on the way here: load them with MitiDetrCheckpointer, or run `miti-detr convert` first"

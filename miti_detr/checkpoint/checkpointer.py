@@ -18,7 +18,7 @@ from .convert import ConversionReport, recognise
 from .errors import CheckpointError
 from .files import atomic_write, read_checkpoint, remove_incomplete, weights_file
 from .fit import check_finite, prepare_weights
-from .tables import BACKBONE_SOURCES
+from .sources import BACKBONE_SOURCES
 from .variant import (
     RECORD_KEY,
     Purpose,

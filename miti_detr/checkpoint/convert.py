@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from . import class_head
+from .deformable import KEY as DEFORMABLE_KEY
+from .deformable import check_deformable, merge_heads, spread_heads
 from .errors import CheckpointError
-from .tables import (
+from .sources import (
     BACKBONE_SOURCES,
+    FOCAL_SOURCES,
     PRETRAINING_KEY,
     PRETRAINING_ONLY,
     SOURCES,
-    Row,
-    pattern_regex,
 )
+from .tables import Row, pattern_regex
 
 StateDict = dict[str, Tensor]
 PRE_NORM_KEY = "transformer.encoder.norm.weight"
@@ -73,17 +75,20 @@ def convert_state_dict(
     num_classes: int | None,
     source: str | None = None,
     pretraining: bool = False,
+    no_object: bool | None = None,
 ) -> tuple[StateDict, ConversionReport]:
     """Convert a state dict to the keys of ``MitiDetr``.
 
     Args:
         state_dict: tensors or arrays by key; left as it is.
         num_classes: K of the model. A class head by COCO id (92 or 91 rows) is reduced to 80
-            classes; another number of rows than K + 1 leaves the head out. None: 80 for a head by
-            COCO id, otherwise what the source has.
+            classes; another number of rows than the model's leaves the head out. None: 80 for a
+            head by COCO id, otherwise what the source has.
         source: key of :data:`SOURCES`; None: recognised by the keys.
         pretraining: the model is an ``UpDetr``. Another one takes over the weights of UP-DETR
             pre-training without its class head, patch projection and feature head.
+        no_object: the class head of the model has a row for "no object" after those of the K
+            classes, as softmax needs and focal loss does not. None: as in the source.
 
     Returns:
         The new state dict, in the order of the source, and what was done.
@@ -98,20 +103,18 @@ def convert_state_dict(
     if source is None:
         raise CheckpointError(_unrecognised(state_dict))
     label, _, rows = SOURCES[source]
-    if rows is None:
-        raise CheckpointError(
-            f"recognised as {label}, another architecture: its attention has other weights"
-        )
     tensors = {key: torch.as_tensor(value) for key, value in state_dict.items()}
-    result, dropped = _apply(rows, tensors, label)
+    result, dropped = _apply(rows, tensors, label, aliases=source in FOCAL_SOURCES)
+    if source in FOCAL_SOURCES:
+        refined = any("decoder.bbox_embed." in key for key in tensors)
+        dropped += merge_heads(result, refined=refined)
     pretrained = PRETRAINING_KEY in result and not pretraining
     if pretrained:
         left = tuple(key for key in result if key.startswith(PRETRAINING_ONLY))
         dropped += left
         for key in left:
             del result[key]
-    # Rows by COCO id are those of published files. Our own files have a row for each class.
-    reinitialised, notes = _fit_class_head(result, num_classes, by_coco_id=source != "ours")
+    reinitialised, notes = _fit_class_head(result, source, num_classes, no_object)
     mapped = len(tensors) - len(dropped) - len(reinitialised)
     if pretrained:
         reinitialised = class_head.KEYS
@@ -128,21 +131,25 @@ def convert_state_dict(
 
 
 def to_official(state_dict: Mapping[str, Tensor], *, num_classes: int | None = None) -> StateDict:
-    """Convert our state dict to the keys of the published DETR and Miti-DETR.
+    """Convert our state dict to the keys of the published DETR, Miti-DETR or Deformable-DETR.
 
     Args:
-        state_dict: of a ``MitiDetr`` with a ResNet of Detectron2.
+        state_dict: of a ``MitiDetr`` or ``DeformableDetr`` with a ResNet of Detectron2.
         num_classes: 80 keeps a head of 80 classes as it is; None or 91 writes it by COCO id, with
             weight 0 and bias -1e4 for ids that are not in use. Heads of other sizes are kept.
 
     Raises:
         CheckpointError: for keys that the published models do not have.
     """
-    result = _reverse(state_dict, SOURCES["detr"].rows, "official DETR")
+    deformable = DEFORMABLE_KEY in state_dict
+    source = SOURCES["deformable_detr" if deformable else "detr"]
+    result = _reverse(state_dict, source.rows, source.label)
     if num_classes in (None, class_head.NO_OBJECT_ID):
-        for key in class_head.KEYS:
-            if key in result and len(result[key]) == class_head.COCO_CLASSES + 1:
+        for key in class_head.keys_in(result):
+            if len(result[key]) == class_head.COCO_CLASSES + (not deformable):
                 result[key] = class_head.expand_coco_rows(result[key])
+    if deformable:
+        result |= spread_heads(result, "transformer.decoder.")
     return result
 
 
@@ -154,6 +161,7 @@ def to_d2_wrapper(state_dict: Mapping[str, Tensor]) -> StateDict:
     Raises:
         CheckpointError: for keys that the wrapper does not have.
     """
+    check_deformable(state_dict, "the Detectron2 wrapper of DETR")
     return _reverse(state_dict, SOURCES["d2_wrapper"].rows, "the Detectron2 wrapper of DETR")
 
 
@@ -161,9 +169,15 @@ def reverse_huggingface(state_dict: Mapping[str, Tensor]) -> StateDict:
     """Convert our state dict to Hugging Face keys (4.x names, timm backbone), projections split.
 
     Raises:
-        CheckpointError: for keys that Hugging Face's DETR does not have.
+        CheckpointError: for keys that Hugging Face's DETR and Deformable-DETR do not have.
     """
-    return _reverse(state_dict, SOURCES["hf"].rows, "Hugging Face DETR")
+    deformable = DEFORMABLE_KEY in state_dict
+    source = SOURCES["hf_deformable" if deformable else "hf"]
+    result = _reverse(state_dict, source.rows, source.label)
+    if deformable:  # copies: a file of safetensors cannot have a tensor twice
+        more = spread_heads(result, "model.decoder.")
+        result |= {key: value.clone() for key, value in more.items()}
+    return result
 
 
 def _listed(keys: tuple[str, ...], what: str) -> str:
@@ -173,9 +187,9 @@ def _listed(keys: tuple[str, ...], what: str) -> str:
 
 
 def _apply(
-    rows: tuple[Row, ...], tensors: StateDict, label: str
+    rows: tuple[Row, ...], tensors: StateDict, label: str, *, aliases: bool
 ) -> tuple[StateDict, tuple[str, ...]]:
-    """Rename by the table; pack what comes in parts."""
+    """Rename by the table; pack what comes in parts; with ``aliases`` drop what comes twice."""
     result: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     dropped = []
@@ -186,8 +200,10 @@ def _apply(
             continue
         ours = row.ours.format(**match.groupdict())
         if ours in result and row.part is None:
-            raise CheckpointError(f"two keys stand for {ours}, one of them {key!r}")
-        if row.part is None:
+            if not aliases or not torch.equal(result[ours], tensor):
+                raise CheckpointError(f"two keys stand for {ours}, one of them {key!r}")
+            dropped.append(key)
+        elif row.part is None:
             result[ours] = tensor
         else:
             parts.setdefault(ours, {})[row.part] = tensor
@@ -230,29 +246,40 @@ def _reverse(
 
 
 def _fit_class_head(
-    result: StateDict, num_classes: int | None, *, by_coco_id: bool
+    result: StateDict, source: str, num_classes: int | None, no_object: bool | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Choose the class rows in place; return what is left out, and what was chosen."""
-    if class_head.KEYS[0] not in result:
+    present = class_head.keys_in(result)
+    if not present:
         return (), ()
-    rows = len(result[class_head.KEYS[0]])
-    if num_classes is None and by_coco_id and class_head.coco_rows(rows, class_head.COCO_CLASSES):
+    # Rows by COCO id are those of published files. Our own files have a row for each class.
+    by_coco_id = source != "ours"
+    theirs = source not in FOCAL_SOURCES if by_coco_id or no_object is None else no_object
+    no_object = theirs if no_object is None else no_object
+    rows = len(result[present[0]])
+    is_coco = by_coco_id and class_head.coco_rows(rows, num_classes, no_object=theirs)
+    if num_classes is None and is_coco:
         num_classes = class_head.COCO_CLASSES
-    if num_classes is None or rows == num_classes + 1:
+    if theirs != no_object:
+        note = f"class head: with{'' if theirs else 'out'} no-object in the file, unlike the model"
+    elif num_classes is None or rows == num_classes + no_object:
         return (), ()
-    present = tuple(key for key in class_head.KEYS if key in result)
-    if by_coco_id and class_head.coco_rows(rows, num_classes):
-        result.update({key: class_head.select_coco_rows(result[key]) for key in present})
-        missing = (
-            "; no-object, which the file lacks, is 0" if rows == class_head.NO_OBJECT_ID else ""
+    elif is_coco:
+        for key in present:
+            result[key] = class_head.select_coco_rows(result[key], no_object=no_object)
+        missing = no_object and rows == class_head.NO_OBJECT_ID
+        return (), (
+            f"class head: {rows} -> {num_classes + no_object} rows by COCO id"
+            + "; no-object, which the file lacks, is 0" * missing,
         )
-        return (), (f"class head: {rows} -> {num_classes + 1} rows by COCO id{missing}",)
+    else:
+        note = f"class head: {rows} rows in the file, {num_classes + no_object} in the model"
     for key in present:
         del result[key]
-    return present, (f"class head: {rows} rows in the file, {num_classes + 1} in the model",)
+    return present, (note,)
 
 
 def _unrecognised(state_dict: Mapping[str, object]) -> str:
     first = ", ".join(repr(key) for key in list(state_dict)[:3])
-    known = ", ".join(source.label for source in SOURCES.values() if source.rows is not None)
+    known = ", ".join(source.label for source in SOURCES.values())
     return f"its keys ({first}, ...) are of none of the known formats: {known}"

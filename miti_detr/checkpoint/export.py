@@ -12,8 +12,9 @@ from torch import Tensor
 
 from miti_detr.yaml_files import parse_config
 
-from .class_head import KEYS, NO_OBJECT_ID
+from .class_head import NO_OBJECT_ID, keys_in
 from .convert import ConversionReport, StateDict, convert_state_dict, to_d2_wrapper, to_official
+from .deformable import KEY as DEFORMABLE_KEY
 from .errors import CheckpointError
 from .files import atomic_write, read_checkpoint
 from .huggingface import to_hf
@@ -86,12 +87,17 @@ def convert_file(
 def _export(
     target: str, to: str, state: StateDict, record: Mapping[str, Any], num_classes: int | None
 ) -> list[str]:
-    if any(key not in state for key in KEYS):
+    if not keys_in(state):
         raise CheckpointError(
             f"a whole model is needed for {to}, and these weights have no class head for it; "
             "without --num-classes the head stays as it is"
         )
     residual = record.get("layer_residual")
+    needed = "focal" if DEFORMABLE_KEY in state else "softmax"
+    if record.get("class_loss", needed) != needed:
+        raise CheckpointError(
+            f"MODEL.DETR.CLASS_LOSS is {record['class_loss']} in these weights, {to} has {needed}"
+        )
     if record.get(STRENGTH, 1.0) != 1.0:
         raise CheckpointError(
             f"the layer residual has strength {record[STRENGTH]:.4g} in these weights, which {to} "
@@ -103,7 +109,7 @@ def _export(
         _check_resnet(config, to)
     if to == "hf":
         if residual not in (None, "none"):
-            raise CheckpointError(f"Hugging Face's DETR has no layer residual {residual}")
+            raise CheckpointError(f"Hugging Face's models have no layer residual {residual}")
         _save_hf(target, state, config)
         return [] if config is not None else [_GUESSED]
     official = to == "detr"
@@ -153,7 +159,7 @@ def _save_hf(folder: str, state: Mapping[str, Tensor], cfg: CfgNode | None) -> N
         from safetensors.torch import save
     except ImportError as error:
         raise CheckpointError("--to hf needs `pip install miti_detr[hf]`") from error
-    options = {} if cfg is None else _hf_options(cfg, len(state[KEYS[1]]) - 1)
+    options = {} if cfg is None else _hf_options(cfg)
     tensors, config = to_hf(state, **options)
     weights = save(tensors, metadata={"format": "pt"})
     with atomic_write(os.path.join(folder, "model.safetensors")) as file:
@@ -162,13 +168,14 @@ def _save_hf(folder: str, state: Mapping[str, Tensor], cfg: CfgNode | None) -> N
         file.write(json.dumps(config, indent=2).encode())
 
 
-def _hf_options(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
+def _hf_options(cfg: CfgNode) -> dict[str, Any]:
     """What the weights do not tell but a recorded config does."""
     names = None
     if cfg.DATASETS.TRAIN and cfg.DATASETS.TRAIN[0] in MetadataCatalog.list():
         names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
     return {
         "nhead": cfg.MODEL.DETR.NHEADS,
+        "num_queries": cfg.MODEL.DETR.NUM_OBJECT_QUERIES,
         "dilation": cfg.MODEL.RESNETS.RES5_DILATION == 2,
-        "class_names": names if names and len(names) == num_classes else None,
+        "class_names": names if names and len(names) == cfg.MODEL.DETR.NUM_CLASSES else None,
     }

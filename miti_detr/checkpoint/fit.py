@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import class_head
 from .convert import ConversionReport, StateDict, convert_state_dict
+from .deformable import check_same_system
 from .errors import CheckpointError
-from .tables import BACKBONE_SOURCES, PRETRAINING_KEY
+from .sources import BACKBONE_SOURCES, PRETRAINING_KEY
 from .variant import (
     AVERAGE,
     RECORD_KEY,
@@ -56,14 +58,17 @@ def prepare_weights(
     metadata = dict(getattr(state_dict, "_metadata", {}))
     top = dict(metadata.get("", {}))
     recorded = top.pop(RECORD_KEY, None)
-    head = own.get("class_embed.weight")
+    heads = class_head.keys_in(own)
+    no_object = variant.get("class_loss", "softmax") == "softmax"
     state, report = convert_state_dict(
         state_dict,
-        num_classes=None if head is None else len(head) - 1,
+        num_classes=len(own[heads[0]]) - no_object if heads else None,
         pretraining=PRETRAINING_KEY in own,
+        no_object=no_object,
     )
     lines, different = [report.summary()], ""
     if report.source not in BACKBONE_SOURCES:
+        check_same_system(state, own)
         check_pre_norm(variant, report.pre_norm)
         record = recorded if record is None else record
         weights = weights_variant(record, stated)

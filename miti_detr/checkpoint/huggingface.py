@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from .class_head import keys_in
 from .convert import PRE_NORM_KEY, StateDict, reverse_huggingface
+from .deformable import KEY as DEFORMABLE_KEY
 from .errors import CheckpointError
 
 # (blocks have a third convolution, blocks of res2 to res5) -> name of the network in timm
@@ -25,17 +27,21 @@ def to_hf(
     nhead: int = 8,
     dilation: bool = False,
     class_names: Sequence[str] | None = None,
+    num_queries: int = 300,
 ) -> tuple[StateDict, dict[str, Any]]:
-    """Convert a DETR of ours to ``transformers.DetrForObjectDetection``, with a timm backbone.
+    """Convert a model of ours to ``transformers``, with a timm backbone.
 
-    The keys are those of the published files, which every release of ``transformers`` reads.
+    A DETR becomes a ``DetrForObjectDetection``, a Deformable-DETR a
+    ``DeformableDetrForObjectDetection``. The keys are those of the published files, which every
+    release of ``transformers`` reads.
 
     Args:
-        state_dict: of a post-norm ``MitiDetr`` without layer residual (which the keys do not
-            tell), with a ResNet.
+        state_dict: of a post-norm ``MitiDetr`` or ``DeformableDetr`` without layer residual
+            (which the keys do not tell), with a ResNet.
         nhead: attention heads, which the weights do not tell.
         dilation: whether res5 is dilated (DC5), which the weights do not tell either.
         class_names: of the K classes, for ``id2label``; None: ``LABEL_0`` and so on.
+        num_queries: of a two-stage Deformable-DETR, whose weights do not tell it.
 
     Returns:
         The state dict, for ``model.safetensors``, and the content of ``config.json``.
@@ -47,26 +53,35 @@ def to_hf(
     if PRE_NORM_KEY in state_dict:
         raise CheckpointError("Hugging Face's DETR is post-norm; these weights are pre-norm")
     backbone = _resnet_name(state_dict)
-    num_classes = len(state_dict["class_embed.bias"]) - 1
+    deformable = DEFORMABLE_KEY in state_dict
+    num_classes = len(state_dict[keys_in(state_dict)[0]]) - (not deformable)
     names = list(class_names or (f"LABEL_{i}" for i in range(num_classes)))
     if len(names) != num_classes:
         raise ValueError(f"{len(names)} class names for {num_classes} classes")
-    num_queries, d_model = state_dict["query_embed.weight"].shape
+    config = {
+        "backbone": backbone,
+        "dilation": dilation,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        **_detr_config(state_dict, nhead),
+    }
+    if deformable:
+        config |= _deformable_config(state_dict, nhead, num_queries)
+    return reverse_huggingface(state_dict), config
+
+
+def _detr_config(state_dict: Mapping[str, Tensor], nhead: int) -> dict[str, Any]:
+    """The sizes of the transformer."""
     config: dict[str, Any] = {
         "architectures": ["DetrForObjectDetection"],
         "model_type": "detr",
         "use_timm_backbone": True,
-        "backbone": backbone,
         "backbone_config": None,
         "use_pretrained_backbone": False,
-        "dilation": dilation,
-        "d_model": d_model,
-        "num_queries": num_queries,
+        "d_model": len(state_dict["transformer.decoder.layers.0.linear2.bias"]),
         "position_embedding_type": "learned"
         if "position_encoding.row_embed.weight" in state_dict
         else "sine",
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
     }
     for stack in ("encoder", "decoder"):
         prefix = f"transformer.{stack}.layers."
@@ -74,7 +89,42 @@ def to_hf(
         config[f"{stack}_attention_heads"] = nhead
         if config[f"{stack}_layers"]:
             config[f"{stack}_ffn_dim"] = len(state_dict[f"{prefix}0.linear1.bias"])
-    return reverse_huggingface(state_dict), config
+    if "query_embed.weight" in state_dict:
+        config["num_queries"] = len(state_dict["query_embed.weight"])
+    return config
+
+
+def _deformable_config(
+    state_dict: Mapping[str, Tensor], nhead: int, num_queries: int
+) -> dict[str, Any]:
+    """What a Deformable-DETR has in addition, or under another value.
+
+    Raises:
+        CheckpointError: for levels that Hugging Face's model cannot have.
+    """
+    last = state_dict["backbone.body.res5.0.shortcut.weight"].shape[0]
+    features = [
+        weight.shape[1]
+        for key, weight in state_dict.items()
+        if re.fullmatch(r"input_proj\.\d+\.0\.weight", key) and weight.shape[2:] == (1, 1)
+    ]
+    if features not in ([last], [last // 4, last // 2, last]):
+        raise CheckpointError(
+            "Hugging Face's Deformable-DETR takes res3, res4 and res5 or only res5; the features "
+            f"of these weights have {features} channels"
+        )
+    levels = len(state_dict[DEFORMABLE_KEY])
+    offsets = len(state_dict["transformer.decoder.layers.0.cross_attn.sampling_offsets.bias"])
+    return {
+        "architectures": ["DeformableDetrForObjectDetection"],
+        "model_type": "deformable_detr",
+        "num_feature_levels": levels,
+        "encoder_n_points": offsets // (2 * levels * nhead),
+        "decoder_n_points": offsets // (2 * levels * nhead),
+        "with_box_refine": "bbox_embed.1.layers.0.weight" in state_dict,
+        "two_stage": "transformer.enc_output.weight" in state_dict,
+        "two_stage_num_proposals": num_queries,
+    }
 
 
 def _resnet_name(state_dict: Mapping[str, Tensor]) -> str:

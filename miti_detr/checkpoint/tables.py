@@ -7,7 +7,8 @@ packed query-key-value tensor. Several patterns of one template are generations 
 format; the first is the one that is written.
 
 Sources: facebookresearch/detr ``models/`` and ``d2/converter.py`` at 29901c5, dddzg/up-detr at
-44c0c6e, huggingface/transformers ``models/detr`` (4.x, and the module names of 5.x), torchvision
+44c0c6e, fundamentalvision/Deformable-DETR at 11169a6, huggingface/transformers ``models/detr`` and
+``models/deformable_detr`` (4.x, and the module names of 5.x), torchvision
 ``models/resnet.py``, Detectron2 ``tools/convert-torchvision-to-d2.py``.
 """
 
@@ -54,13 +55,14 @@ def under(prefix: str, rows: tuple[Row, ...], ours: str = "") -> tuple[Row, ...]
     )
 
 
-def _same(*keys: str) -> tuple[Row, ...]:
+def same(*keys: str) -> tuple[Row, ...]:
+    """Rows of keys that are equal in both formats."""
     return tuple(Row(key, key) for key in keys)
 
 
 _STAGES = (1, 2, 3, 4)
 _CONVS = (1, 2, 3)
-_BODY = "backbone.body."
+BODY = "backbone.body."
 
 # --- ResNets: rows lead to Detectron2's names ---
 
@@ -88,12 +90,12 @@ TORCHVISION_RESNET: tuple[Row, ...] = (
 )
 
 DETECTRON2_RESNET: tuple[Row, ...] = (
-    *_same("stem.conv1.weight", "stem.conv1.norm.{n}"),
+    *same("stem.conv1.weight", "stem.conv1.norm.{n}"),
     *(
         row
         for s in _STAGES
         for name in ("conv1", "conv2", "conv3", "shortcut")
-        for row in _same(f"res{s + 1}.{{i}}.{name}.weight", f"res{s + 1}.{{i}}.{name}.norm.{{n}}")
+        for row in same(f"res{s + 1}.{{i}}.{name}.weight", f"res{s + 1}.{{i}}.{name}.norm.{{n}}")
     ),
     Row("{rest}.num_batches_tracked", None),
 )
@@ -121,7 +123,14 @@ _HF_RESNET: tuple[Row, ...] = (
 
 # --- transformer and heads: the published names, which are ours ---
 
-_DETECTOR: tuple[Row, ...] = _same(
+PACKED = ("in_proj_{p}", "out_proj.{p}")
+LAYERS = tuple(
+    f"transformer.{stack}.layers.{{i}}.{name}.{{p}}"
+    for stack, norms in (("encoder", 2), ("decoder", 3))
+    for name in ("linear1", "linear2", *(f"norm{n + 1}" for n in range(norms)))
+)
+
+_DETECTOR: tuple[Row, ...] = same(
     "input_proj.{p}",
     "query_embed.weight",
     "class_embed.{p}",
@@ -133,35 +142,32 @@ _DETECTOR: tuple[Row, ...] = _same(
             ("decoder", "self_attn"),
             ("decoder", "multihead_attn"),
         )
-        for name in ("in_proj_{p}", "out_proj.{p}")
+        for name in PACKED
     ),
-    *(
-        f"transformer.{stack}.layers.{{i}}.{name}.{{p}}"
-        for stack, norms in (("encoder", 2), ("decoder", 3))
-        for name in ("linear1", "linear2", *(f"norm{n + 1}" for n in range(norms)))
-    ),
+    *LAYERS,
     "transformer.encoder.norm.{p}",
     "transformer.decoder.norm.{p}",
 )
 
-_POSITIONS: tuple[Row, ...] = (
+POSITIONS: tuple[Row, ...] = (
     Row("backbone.1.row_embed.weight", "position_encoding.row_embed.weight"),
     Row("backbone.1.col_embed.weight", "position_encoding.col_embed.weight"),
 )
-_MASK_HEAD = (Row("bbox_attention.{rest}", None), Row("mask_head.{rest}", None))
+MASK_HEAD = (Row("bbox_attention.{rest}", None), Row("mask_head.{rest}", None))
 
-DETR = (*under("backbone.0.body.", TORCHVISION_RESNET, _BODY), *_POSITIONS, *_DETECTOR)
-UP_DETR_PRETRAIN = (*DETR, *_same("patch2query.{p}", "feature_align.layers.{i}.{p}"))
+DETR = (*under("backbone.0.body.", TORCHVISION_RESNET, BODY), *POSITIONS, *_DETECTOR)
+UP_DETR_PRETRAIN = (*DETR, *same("patch2query.{p}", "feature_align.layers.{i}.{p}"))
 D2_WRAPPER = (
-    *under("detr.backbone.0.backbone.", DETECTRON2_RESNET, _BODY),
-    *under("detr.", (*_POSITIONS, *_DETECTOR)),
+    *under("detr.backbone.0.backbone.", DETECTRON2_RESNET, BODY),
+    *under("detr.", (*POSITIONS, *_DETECTOR)),
     Row("criterion.empty_weight", None),
 )
 
 # --- Hugging Face: attention projections apart, two generations of names ---
 
 
-def _hf_attention(theirs: str, ours: str) -> tuple[Row, ...]:
+def hf_attention(theirs: str, ours: str) -> tuple[Row, ...]:
+    """Rows of an attention module of Hugging Face."""
     return (
         *(Row(f"{theirs}.{x}_proj.{{p}}", f"{ours}.in_proj_{{p}}", i) for i, x in enumerate("qkv")),
         Row(f"{theirs}.out_proj.{{p}}", f"{ours}.out_proj.{{p}}"),
@@ -169,110 +175,54 @@ def _hf_attention(theirs: str, ours: str) -> tuple[Row, ...]:
     )
 
 
+def hf_rows(stack: str, names: dict[str, str]) -> tuple[Row, ...]:
+    """Rows of the modules of a layer of Hugging Face, from their names to ours."""
+    theirs, ours = f"model.{stack}.layers.{{i}}", f"transformer.{stack}.layers.{{i}}"
+    return tuple(Row(f"{theirs}.{a}.{{p}}", f"{ours}.{b}.{{p}}") for a, b in names.items())
+
+
 def _hf_layer(stack: str, names: dict[str, str]) -> tuple[Row, ...]:
     theirs, ours = f"model.{stack}.layers.{{i}}", f"transformer.{stack}.layers.{{i}}"
-    return (
-        *(Row(f"{theirs}.{a}.{{p}}", f"{ours}.{b}.{{p}}") for a, b in names.items()),
-        *_hf_attention(f"{theirs}.self_attn", f"{ours}.self_attn"),
-    )
+    return *hf_rows(stack, names), *hf_attention(f"{theirs}.self_attn", f"{ours}.self_attn")
 
 
-_FEED_FORWARD = {"fc1": "linear1", "fc2": "linear2", "mlp.fc1": "linear1", "mlp.fc2": "linear2"}
+FEED_FORWARD = {"fc1": "linear1", "fc2": "linear2", "mlp.fc1": "linear1", "mlp.fc2": "linear2"}
 
-HF = (
+HF_BACKBONE = (
     *(
         row
         for prefix in ("model.backbone.conv_encoder.model.", "model.backbone.model.")
         for resnet in (TORCHVISION_RESNET, _HF_RESNET)
-        for row in under(prefix, resnet, _BODY)
+        for row in under(prefix, resnet, BODY)
     ),
     *(
         Row(f"model.{prefix}position_embedding.{theirs}.weight", f"position_encoding.{ours}.weight")
         for prefix in ("", "backbone.")
         for theirs, ours in (("row_embeddings", "row_embed"), ("column_embeddings", "col_embed"))
     ),
+)
+
+HF = (
+    *HF_BACKBONE,
     Row("model.input_projection.{p}", "input_proj.{p}"),
     Row("model.query_position_embeddings.weight", "query_embed.weight"),
     Row("class_labels_classifier.{p}", "class_embed.{p}"),
     Row("bbox_predictor.layers.{i}.{p}", "bbox_embed.layers.{i}.{p}"),
     *_hf_layer(
         "encoder",
-        {**_FEED_FORWARD, "self_attn_layer_norm": "norm1", "final_layer_norm": "norm2"},
+        {**FEED_FORWARD, "self_attn_layer_norm": "norm1", "final_layer_norm": "norm2"},
     ),
     *_hf_layer(
         "decoder",
         {
-            **_FEED_FORWARD,
+            **FEED_FORWARD,
             "self_attn_layer_norm": "norm1",
             "encoder_attn_layer_norm": "norm2",
             "final_layer_norm": "norm3",
         },
     ),
-    *_hf_attention(
+    *hf_attention(
         "model.decoder.layers.{i}.encoder_attn", "transformer.decoder.layers.{i}.multihead_attn"
     ),
     Row("model.decoder.layernorm.{p}", "transformer.decoder.norm.{p}"),
 )
-
-# --- what a source is called, shown and recognised by ---
-
-
-class Source(NamedTuple):
-    """A format of state dicts.
-
-    Attributes:
-        label: for messages.
-        signature: a key that starts so is in every state dict of this format and of no other one.
-        rows: the table; None: known, but of another architecture.
-    """
-
-    label: str
-    signature: str
-    rows: tuple[Row, ...] | None
-
-
-# In the order of trial: a special one comes before the general one that it resembles.
-SOURCES: dict[str, Source] = {
-    # Keys pass as they are: any backbone and transformer may follow our prefixes.
-    "ours": Source("miti_detr", "backbone.body.", (Row("{rest}", "{rest}"),)),
-    "deformable_detr": Source("Deformable-DETR", "transformer.level_embed", None),
-    "up_detr_pretrain": Source("UP-DETR pre-training", "patch2query.", UP_DETR_PRETRAIN),
-    "detr": Source("official DETR", "backbone.0.body.", DETR),
-    "detr_panoptic": Source(
-        "official DETR with a mask head",
-        "detr.backbone.0.body.",
-        (*under("detr.", DETR), *_MASK_HEAD),
-    ),
-    "d2_wrapper": Source("Detectron2 wrapper of DETR", "detr.backbone.0.backbone.", D2_WRAPPER),
-    "d2_wrapper_panoptic": Source(
-        "Detectron2 wrapper of DETR with a mask head",
-        "detr.detr.backbone.0.backbone.",
-        (*under("detr.", (*D2_WRAPPER[:-1], *_MASK_HEAD)), D2_WRAPPER[-1]),
-    ),
-    "hf": Source("Hugging Face DETR", "model.query_position_embeddings.", HF),
-    "hf_panoptic": Source(
-        "Hugging Face DETR with a mask head",
-        "detr.model.query_position_embeddings.",
-        (*under("detr.", HF), *_MASK_HEAD),
-    ),
-    "torchvision_resnet": Source(
-        "torchvision ResNet",
-        "layer1.0.conv1.",
-        # SwAV's has a projection and prototypes in place of the classifier.
-        (
-            *under("", TORCHVISION_RESNET, _BODY),
-            *(Row(f"{head}.{{rest}}", None) for head in ("fc", "projection_head", "prototypes")),
-        ),
-    ),
-    "detectron2_resnet": Source(
-        "Detectron2 ResNet",
-        "res2.0.conv1.",
-        (*under("", DETECTRON2_RESNET, _BODY), Row("stem.fc.{p}", None)),
-    ),
-}
-BACKBONE_SOURCES = ("torchvision_resnet", "detectron2_resnet")
-
-# A model that has this key pre-trains. Other models take over all but these of its weights: the
-# class head, too, which tells "a patch of this image" from "nothing".
-PRETRAINING_KEY = "patch2query.weight"
-PRETRAINING_ONLY = ("patch2query.", "feature_align.", "class_embed.")

@@ -37,6 +37,8 @@ CONFIG_KEYS = {
     "nheads": "MODEL.DETR.NHEADS",
     "position_embedding": "MODEL.DETR.POSITION_EMBEDDING",
     "feature": "MODEL.DETR.IN_FEATURES",
+    "features": "MODEL.DETR.IN_FEATURES",
+    "class_loss": "MODEL.DETR.CLASS_LOSS",
     "stride": "MODEL.RESNETS.RES5_DILATION (the stride of the feature)",
     "pixel_mean": "MODEL.PIXEL_MEAN",
     "pixel_std": "MODEL.PIXEL_STD",
