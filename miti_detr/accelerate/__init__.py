@@ -12,6 +12,7 @@ from torch import nn
 from . import (
     attention,
     channels_last,
+    deformable_attention,
     dropout,
     frozen_batch_norm,
     linear,
@@ -37,6 +38,7 @@ TECHNIQUES = {
     "residual blocks fused": residual_blocks.apply,
     "convolutions in channels_last layout": channels_last.apply,
     "attention modules": attention.apply,
+    "deformable attention modules": deformable_attention.apply,
     "linear layers": linear.apply,
     "dropout modules": dropout.apply,
     "parts with weights prepared together": prepared_weights.apply,
