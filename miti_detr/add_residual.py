@@ -7,22 +7,59 @@ Parameters, buffers and state-dict keys stay as they are. What is computed is
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from miti_detr.modeling.transformer import LAYER_RESIDUALS, LayerResidual
 from miti_detr.modeling.transformer.layers import TransformerLayer
 
-# Layers whose forward is known, by name, so that their libraries need not be imported: the layer's
-# last norm where it is the last thing in a post-norm layer. In all of them the first norm is
-# `norm1`; `norm_first` says which order a layer has, and those without it are pre-norm.
-KNOWN_LAYERS: dict[str, str | None] = {
-    "torch.nn.modules.transformer.TransformerEncoderLayer": "norm2",
-    "torch.nn.modules.transformer.TransformerDecoderLayer": "norm3",
-    "timm.models.vision_transformer.Block": None,
-    "detectron2.modeling.backbone.vit.Block": None,
-    "detectron2.modeling.backbone.swin.SwinTransformerBlock": None,
+
+class KnownLayer(NamedTuple):
+    """What is needed to know of a layer.
+
+    Attributes:
+        last_norm: name of the layer's last norm, the last thing in a post-norm layer; "": the layer
+            is always pre-norm.
+        first_norm: name of the layer's first norm.
+        pre_norm: name of the attribute that says whether the layer is pre-norm, if there is one.
+    """
+
+    last_norm: str
+    first_norm: str = "norm1"
+    pre_norm: str = ""
+
+    def is_post_norm(self, layer: nn.Module) -> bool:
+        """Whether the layer is post-norm."""
+        return bool(self.last_norm) and not (self.pre_norm and getattr(layer, self.pre_norm, False))
+
+
+def _of_transformers(*names: str) -> dict[str, KnownLayer]:
+    known = KnownLayer("final_layer_norm", "self_attn_layer_norm", "normalize_before")
+    return {
+        f"transformers.models.{folder}.modeling_{folder}.{name}{stack}Layer": known
+        for folder, name in (name.split(":") for name in names)
+        for stack in ("Encoder", "Decoder")
+    }
+
+
+# Layers whose forward is known, by name, so that their libraries need not be imported.
+KNOWN_LAYERS: dict[str, KnownLayer] = {
+    "torch.nn.modules.transformer.TransformerEncoderLayer": KnownLayer(
+        "norm2", pre_norm="norm_first"
+    ),
+    "torch.nn.modules.transformer.TransformerDecoderLayer": KnownLayer(
+        "norm3", pre_norm="norm_first"
+    ),
+    "timm.models.vision_transformer.Block": KnownLayer(""),
+    "detectron2.modeling.backbone.vit.Block": KnownLayer(""),
+    "detectron2.modeling.backbone.swin.SwinTransformerBlock": KnownLayer(""),
+    **_of_transformers(
+        "detr:Detr",
+        "conditional_detr:ConditionalDetr",
+        "deformable_detr:DeformableDetr",
+        "rt_detr:RTDetr",
+    ),
 }
 
 
@@ -80,8 +117,10 @@ def add_layer_residual(
         after_norm   x + LN(y + F(y))     x + y + F(LN y)
 
     Known are ``torch.nn.TransformerEncoderLayer`` and ``TransformerDecoderLayer`` (post-norm, or
-    pre-norm with ``norm_first``), and, all pre-norm, timm's ``vision_transformer.Block`` and the
-    blocks of Detectron2's ``ViT`` and ``SwinTransformer``; classes derived from them as well. In a
+    pre-norm with ``norm_first``), those of Hugging Face's ``Detr``, ``ConditionalDetr``,
+    ``DeformableDetr`` and ``RTDetr`` models (post-norm), and, all pre-norm, timm's
+    ``vision_transformer.Block`` and the blocks of Detectron2's ``ViT`` and ``SwinTransformer``;
+    classes derived from them as well. In a
     decoder layer x skips self-attention and cross-attention. Layer scale and drop path stay on A
     and F; a convolution block at the end of a ``ViT`` block comes before the sum.
 
@@ -119,18 +158,18 @@ class _LayerHooks:
         self.residual = residual
         self._x: Tensor | None = None
         self._normed: Tensor | None = None
-        post_norm = not getattr(layer, "norm_first", True)
-        last_norm = KNOWN_LAYERS[_known_name(layer) or ""]
+        known = KNOWN_LAYERS[_known_name(layer) or ""]
+        post_norm = known.is_post_norm(layer)
         close = self._finish_post_norm if post_norm else self._finish_pre_norm
         self._handles = [
             layer.register_forward_pre_hook(self._keep_input, with_kwargs=True),
             layer.register_forward_hook(close, always_call=True),
         ]
         if post_norm and residual.placement == "before_norm":
-            norm = layer.get_submodule(last_norm or "")
+            norm = layer.get_submodule(known.last_norm)
             self._handles.append(norm.register_forward_pre_hook(self._join_before_last_norm))
         elif residual.placement == "before_norm":
-            norm = layer.get_submodule("norm1")
+            norm = layer.get_submodule(known.first_norm)
             self._handles.append(norm.register_forward_hook(self._keep_normed))
 
     def remove(self) -> None:
@@ -149,24 +188,39 @@ class _LayerHooks:
         # The norm itself follows, by the layer.
         return self.residual.finish_post_norm(self._x, args[0], nn.Identity())
 
-    def _finish_post_norm(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def _finish_post_norm(self, layer: nn.Module, args: Any, output: Any) -> Any:
         x, self._x = self._x, None
         if x is None or output is None or self.residual.placement == "before_norm":
             return output  # the layer failed, or the input has joined already
         # The layer has applied its last norm.
-        return self.residual.finish_post_norm(x, output, nn.Identity())
+        finish = self.residual.finish_post_norm
+        return _with_tokens(output, finish(x, _tokens_of(output), nn.Identity()))
 
-    def _finish_pre_norm(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def _finish_pre_norm(self, layer: nn.Module, args: Any, output: Any) -> Any:
         x, normed = self._x, self._normed
         self._x = self._normed = None
         if x is None or output is None:
             return output
-        return self.residual.finish_pre_norm(x, x if normed is None else normed, output)
+        joined = x if normed is None else normed
+        tokens = self.residual.finish_pre_norm(x, joined, _tokens_of(output))
+        return _with_tokens(output, tokens)
+
+
+def _tokens_of(output: Any) -> Tensor:
+    """The tokens that a layer returns; some releases of transformers return more beside them."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_tokens(output: Any, tokens: Tensor) -> Any:
+    return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+
+
+_INPUTS = ("src", "tgt", "x", "hidden_states")
 
 
 def layer_input(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """The tokens among the arguments of a known layer."""
-    return args[0] if args else next(kwargs[name] for name in ("src", "tgt", "x") if name in kwargs)
+    return args[0] if args else next(kwargs[name] for name in _INPUTS if name in kwargs)
 
 
 def _choose(module: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:

@@ -139,15 +139,18 @@ class DeformableAttention(nn.Module):
             for each query and head.
         """
         shape = (self.nhead, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))
+        offsets = self.sampling_offsets(query)
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         weights = self.attention_weights(query).unflatten(-1, (self.nhead, -1)).softmax(-1)
         anchors = references[:, :, None, :, None]  # (N, Lq, 1, levels, 1, 2 or 4)
         if references.shape[-1] == 2:
+            # As one long row: broadcasting over short inner dimensions is slow on CPUs.
             sizes = offsets.new_tensor([(w, h) for h, w in spatial_shapes])
-            locations = anchors + offsets / sizes[:, None]
+            offsets = offsets / sizes[:, None].expand(*shape, 2).flatten()
+            locations = anchors + offsets.unflatten(-1, (*shape, 2))
         else:
-            locations = anchors[..., :2] + offsets / self.num_points * anchors[..., 2:] * 0.5
+            offsets = offsets.unflatten(-1, (*shape, 2)) / self.num_points
+            locations = anchors[..., :2] + offsets * anchors[..., 2:] * 0.5
         return locations, weights.unflatten(-1, shape[1:])
 
     def _sample(

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from miti_detr.add_residual import known_layers, layer_input
-from miti_detr.layers import MultiHeadAttention
-from miti_detr.modeling.transformer import DecoderLayer, EncoderLayer, TransformerDecoder
+from miti_detr.layers import DeformableAttention, MultiHeadAttention
+from miti_detr.modeling.deformable import DeformableEncoderLayer, Pyramid
+from miti_detr.modeling.transformer import EncoderLayer, TransformerDecoder, TransformerLayer
 
 from .measures import attention_entropy, measure_step, measure_tokens
+
+# Of more tokens, as the levels of Deformable-DETR have, so many are measured, evenly spread.
+MOST_TOKENS = 4096
 
 # For each layer of a stack (layer 0 is its input): measure -> value for each image.
 LayerMeasures = list[dict[str, list[float]]]
@@ -53,6 +57,7 @@ class StackStates:
                 if normalised and layer == 0:
                     continue
                 tokens = state[image] if self.keep is None else state[image][self.keep[image]]
+                tokens = _sample(tokens)
                 if normalised and self.norm is not None:
                     tokens = self.norm(tokens)
                 values = measure_tokens(tokens)
@@ -72,7 +77,8 @@ def record_states(model: nn.Module) -> Iterator[dict[str, StackStates]]:
 
     It records the layers of this package and those that
     :func:`~miti_detr.add_layer_residual` supports. Layers in one list form a
-    stack. Attention entropy is recorded only in the layers of this package.
+    stack. Attention entropy is recorded only in the layers of this package; that of deformable
+    attention is over the points of a query.
 
     Args:
         model: model, to be run once inside; a second run replaces the states of the first.
@@ -80,24 +86,22 @@ def record_states(model: nn.Module) -> Iterator[dict[str, StackStates]]:
     Yields:
         Name of the stack -> its states, filled by the run.
     """
-    own = {n: m for n, m in model.named_modules() if isinstance(m, (EncoderLayer, DecoderLayer))}
+    own = {n: m for n, m in model.named_modules() if isinstance(m, TransformerLayer)}
     stacks: dict[str, StackStates] = {}
     with contextlib.ExitStack() as hooks:
         for name, layer in {**known_layers(model), **own}.items():
             parent, _, _ = name.rpartition(".")
             owner = model.get_submodule(parent.rpartition(".")[0])
-            norm = (
-                owner.norm
-                if isinstance(owner, (TransformerDecoder, nn.TransformerDecoder))
-                else None
-            )
+            norm = getattr(owner, "layernorm", None)  # of Hugging Face's decoders
+            if isinstance(owner, (TransformerDecoder, nn.TransformerDecoder)):
+                norm = owner.norm
             recorder = _LayerRecorder(stacks, _short(parent) or type(layer).__name__, name, norm)
             handles = [
                 layer.register_forward_pre_hook(recorder.before, with_kwargs=True),
                 layer.register_forward_hook(recorder.after),
             ]
             for part, module in layer.named_children():
-                if isinstance(module, MultiHeadAttention):
+                if isinstance(module, (MultiHeadAttention, DeformableAttention)):
                     hook = recorder.attention("self" if part == "self_attn" else "cross")
                     handles.append(module.register_forward_pre_hook(hook))
             for handle in handles:
@@ -123,20 +127,26 @@ class _LayerRecorder:
             x = _tokens(layer, layer_input(args, kwargs))
             self._stacks[self._stack] = StackStates([x], self._keep, norm=self._norm)
 
-    def after(self, layer: nn.Module, args: Any, output: Tensor) -> None:
+    def after(self, layer: nn.Module, args: Any, output: Any) -> None:
         """Record the output."""
         stack = self._stacks[self._stack]
-        stack.states.append(_tokens(layer, output))
+        stack.states.append(_tokens(layer, output[0] if isinstance(output, tuple) else output))
         stack.entropies.append(self._entropies)
 
     def attention(self, kind: str) -> Any:
         """Return a hook that records the entropies of ``self`` or ``cross`` attention."""
 
-        def before(module: MultiHeadAttention, args: tuple[Any, ...]) -> None:
-            query, key, _, *rest = args
-            mask = rest[0] if rest else None
+        def before(module: Any, args: tuple[Any, ...]) -> None:
+            mask = None
             with torch.no_grad():
-                weights = module.weights(query, key, mask).double()
+                if isinstance(module, DeformableAttention):
+                    query, references, _, shapes, *_ = args
+                    points = module.sampling_points(query, references, shapes)[1]
+                    weights = points.transpose(1, 2).flatten(3).double()
+                else:
+                    query, key, _, *rest = args
+                    mask = rest[0] if rest else None
+                    weights = module.weights(query, key, mask).double()
             self._entropies[f"entropy_{kind}"] = [
                 float(attention_entropy(rows, _num_keys(mask, image, rows.shape[-1])))
                 for image, rows in enumerate(self._rows(weights, kind))
@@ -216,10 +226,36 @@ def _kept_tokens(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if isinstance(layer, EncoderLayer):
         mask = args[2] if len(args) > 2 else kwargs.get("mask")
         return None if mask is None or mask.shape[-2] > 1 else mask[:, 0, 0]
+    if isinstance(layer, DeformableEncoderLayer):
+        pyramid = next(x for x in (*args, *kwargs.values()) if isinstance(x, Pyramid))
+        return None if pyramid.mask is None else ~pyramid.mask
+    if type(layer).__module__.startswith("transformers."):
+        return _kept_by_attention_mask(args, kwargs)
     padding = kwargs.get("src_key_padding_mask")
     if padding is None:
         return None
     return ~padding if padding.dtype == torch.bool else padding == 0
+
+
+def _kept_by_attention_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return (N, n) bool from the arguments of an encoder layer of Hugging Face; None in others."""
+    if "encoder_hidden_states" in kwargs:
+        return None
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    if mask is None or mask.dim() not in (2, 4):
+        return None
+    if mask.dim() == 2:
+        return mask.bool()
+    keys = mask[:, 0, 0]  # the same for every query
+    return keys > -1 if keys.is_floating_point() else keys.bool()
+
+
+def _sample(tokens: Tensor) -> Tensor:
+    """Return (n, C) or, of more than :data:`MOST_TOKENS`, so many of them."""
+    if len(tokens) <= MOST_TOKENS:
+        return tokens
+    index = torch.linspace(0, len(tokens) - 1, MOST_TOKENS, dtype=torch.float64)
+    return tokens[index.round().long().to(tokens.device)]
 
 
 def _num_keys(mask: Tensor | None, image: int, length: int) -> int:
@@ -231,5 +267,5 @@ def _num_keys(mask: Tensor | None, image: int, length: int) -> int:
 
 
 def _short(stack: str) -> str:
-    """``transformer.encoder.layers`` -> ``encoder``."""
-    return stack.removeprefix("transformer.").removesuffix(".layers")
+    """``transformer.encoder.layers`` and ``model.encoder.layers`` -> ``encoder``."""
+    return stack.removeprefix("transformer.").removeprefix("model.").removesuffix(".layers")

@@ -1,7 +1,7 @@
 """Attention of a detector, mapped back to the image: per query, pixel, layer and head.
 
 Models do not keep attention weights. They are computed here from the inputs of the attention
-modules.
+modules. DETR attends to cells of a feature grid, Deformable-DETR to points of several levels.
 """
 
 import contextlib
@@ -15,12 +15,26 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from miti_detr.engine.predictor import Predictor
-from miti_detr.layers import MultiHeadAttention
-from miti_detr.modeling import MitiDetr, detections
+from miti_detr.layers import DeformableAttention
+from miti_detr.modeling import MitiDetr, SetPrediction
+from miti_detr.modeling.deformable import (
+    DeformableDecoderLayer,
+    DeformableEncoderLayer,
+    EncodedPyramid,
+    Pyramid,
+)
 from miti_detr.modeling.transformer import DecoderLayer, EncoderLayer
 from miti_detr.rank import eager_evaluation
 
 Point = tuple[float, float]
+
+# (Deformable-DETR, stack) -> its layers and the name of their attention
+_PARTS: dict[tuple[bool, str], tuple[type[nn.Module], str]] = {
+    (False, "decoder"): (DecoderLayer, "multihead_attn"),
+    (False, "encoder"): (EncoderLayer, "self_attn"),
+    (True, "decoder"): (DeformableDecoderLayer, "cross_attn"),
+    (True, "encoder"): (DeformableEncoderLayer, "self_attn"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,11 +44,15 @@ class AttentionMaps:
     Attributes:
         queries: the detections of the chosen queries in decreasing order of score, with boxes in
             pixels of the image. The field ``query`` holds the indices of the queries.
-        decoder: (queries, L, heads, h, w) attention of these queries; each map sums to 1.
+        decoder: (queries, L, heads, h, w) attention of these queries; each map sums to 1. Of a
+            Deformable-DETR (queries, L, heads, points, 3): x and y in pixels of the image, and
+            weight, which sums to 1 over the points of all levels.
         pixels: chosen positions (x, y) in the image.
-        encoder: (pixels, L, heads, h, w) attention of the cells at these positions.
+        encoder: (pixels, L, heads, h, w) attention of the cells at these positions, or points; the
+            cells of a Deformable-DETR are those of its first level.
         extent: height and width of the image in cells. The last row and column of cells may extend
             beyond the image.
+        points: attention is given as points.
     """
 
     queries: Instances
@@ -42,6 +60,8 @@ class AttentionMaps:
     pixels: list[Point]
     encoder: Tensor
     extent: tuple[float, float]
+
+    points: bool = False
 
 
 def attention_maps(
@@ -75,27 +95,31 @@ def attention_maps(
         images = model.preprocess_image([inputs])
         encoded = model.encode(images)
         object_queries = model.embed_queries([inputs])
-        with recorded_attention(model, DecoderLayer, "multihead_attn") as decoder:
+        deformable = isinstance(encoded, EncodedPyramid)
+        with recorded_attention(model, *_PARTS[deformable, "decoder"]) as decoder:
             decoded = model.decode(encoded, object_queries)
         prediction = model.apply_heads(encoded, decoded.last())
         size = images.image_sizes[0]
-        found = detections(prediction.logits[-1], prediction.boxes[-1], [size])[0].to("cpu")
-        queries = found.scores.argsort(descending=True)[:num_queries]
-        shown = _in_image(found[queries], queries, height, width)
+        shown = _best_queries(model, prediction, size, num_queries)
+        shown = _in_image(shown, height, width)
         chosen = list(pixels) if pixels is not None else _centres(shown)
-        feature = model.backbone.in_features[-1]
+        feature = model.backbone.in_features[0 if deformable else -1]
         stride = model.backbone.strides[feature]
         scale = (size[1] / width / stride, size[0] / height / stride)  # cells per pixel, x and y
         grid = _Grid(encoded.features[feature].mask[0])
         tokens = torch.tensor([grid.token(x * scale[0], y * scale[1]) for x, y in chosen])
-        with recorded_attention(model, EncoderLayer, "self_attn", tokens) as encoder:
+        with recorded_attention(model, *_PARTS[deformable, "encoder"], tokens) as encoder:
             model.decode(encoded, object_queries)
+    read = grid.maps
+    if isinstance(encoded, EncodedPyramid):
+        read = _Points(encoded.pyramid, height, width).read
     return AttentionMaps(
         queries=shown,
-        decoder=grid.maps([weights[:, queries] for weights in decoder], len(queries)),
+        decoder=read([weights[:, shown.query] for weights in decoder], len(shown)),
         pixels=chosen,
-        encoder=grid.maps(encoder, len(tokens)),
+        encoder=read(encoder, len(tokens)),
         extent=(size[0] / stride, size[1] / stride),
+        points=deformable,
     )
 
 
@@ -107,21 +131,30 @@ def recorded_attention(
 
     Args:
         model: model, to be run once inside.
-        layer_class: :class:`EncoderLayer` or :class:`DecoderLayer`.
-        part: name of its attribute that is a :class:`~miti_detr.layers.MultiHeadAttention`.
+        layer_class: class of the encoder or decoder layers.
+        part: name of the attribute that is their attention.
         rows: (R,) indices of the queries to compute; None computes all.
 
     Yields:
         The weights (heads, R, Lk) of the first image for each layer, in the order in which layers
-        run.
+        run. Of deformable attention (heads, R, levels, points, 3): location in [0, 1] of the padded
+        level, and weight.
     """
     recorded: list[Tensor] = []
 
-    def keep(attention: MultiHeadAttention, args: tuple[Any, ...]) -> None:
+    def chosen(x: Tensor) -> Tensor:
+        return x[:1] if rows is None else x[:1, rows.to(x.device)]
+
+    def keep(attention: Any, args: tuple[Any, ...]) -> None:
+        if isinstance(attention, DeformableAttention):
+            query, references, _, shapes, *_ = args
+            points, weights = attention.sampling_points(chosen(query), chosen(references), shapes)
+            found = torch.cat([points, weights[..., None].to(points.dtype)], dim=-1)
+            recorded.append(found[0].transpose(0, 1).float().cpu())
+            return
         query, key, _, *rest = args
-        mask = rest[0] if rest else None
-        chosen = query if rows is None else query[:, rows.to(query.device)]
-        recorded.append(attention.weights(chosen, key, mask)[0].float().cpu())
+        mask = rest[0][:1] if rest and rest[0] is not None else None
+        recorded.append(attention.weights(chosen(query), key[:1], mask)[0].float().cpu())
 
     layers = [m for m in model.modules() if isinstance(m, layer_class)]
     with contextlib.ExitStack() as hooks:
@@ -153,13 +186,40 @@ class _Grid:
         return maps[..., : self.rows, : self.columns]
 
 
-def _in_image(instances: Instances, queries: Tensor, height: int, width: int) -> Instances:
+class _Points:
+    """Locations on levels, as pixels of the image."""
+
+    def __init__(self, pyramid: Pyramid, height: int, width: int) -> None:
+        """Take the levels of a batch of one image and the size of the image in pixels."""
+        self.scale = torch.tensor([width, height]) / pyramid.valid_ratios[0].cpu()  # (levels, 2)
+
+    def read(self, layers: Sequence[Tensor], count: int) -> Tensor:
+        """Return (heads, count, levels, points, 3) of L layers as (count, L, heads, K, 3)."""
+        if not layers:
+            return torch.zeros(count, 0, 1, 1, 3)
+        found = torch.stack(list(layers)).permute(2, 0, 1, 3, 4, 5)
+        pixels = found[..., :2] * self.scale[:, None]
+        return torch.cat([pixels, found[..., 2:]], dim=-1).flatten(3, 4)
+
+
+def _best_queries(
+    model: MitiDetr, prediction: SetPrediction, size: tuple[int, int], count: int
+) -> Instances:
+    """The best detection of each of the ``count`` best queries, by decreasing score."""
+    found = model.read_detections(prediction, [size])[0].to("cpu")
+    found.query = model.read_classes(prediction.logits[-1]).queries[0].cpu()
+    best: dict[int, int] = {}  # query -> index of its best detection
+    for index in found.scores.argsort(descending=True).tolist():
+        best.setdefault(int(found.query[index]), index)
+    return found[torch.tensor(list(best.values())[:count], dtype=torch.int64)]
+
+
+def _in_image(instances: Instances, height: int, width: int) -> Instances:
     """Return detections in pixels of the image; empty boxes stay, to keep the order of queries."""
     scale = torch.tensor([width / instances.image_size[1], height / instances.image_size[0]] * 2)
     result = Instances((height, width), **instances.get_fields())
     result.pred_boxes = Boxes(instances.pred_boxes.tensor * scale)
     result.pred_boxes.clip((height, width))
-    result.query = queries
     return result
 
 

@@ -19,10 +19,12 @@ from .detections import GAP
 from .drawing import Colour, class_colour, load_font, resize_for_reading, to_picture
 
 CELL = 150  # longer side of a map in a sheet, pixels
+DOT = 1.5  # radius of a sampling point, pixels
 LINE = 18  # height of a line of text, pixels
 HEAT = colormaps["inferno"]
 PIXEL_COLOUR: Colour = (0, 190, 255)
 SCALE = "each map ranges from 0 (dark) to its own maximum (bright)"
+AVERAGED = "averaged over the heads, or the points of all heads"
 
 # (name of the model, its maps)
 Side = tuple[str, AttentionMaps]
@@ -30,13 +32,21 @@ Side = tuple[str, AttentionMaps]
 
 @dataclass(frozen=True)
 class _Row:
-    """One query or pixel: its maps (L, heads, h, w), and its mark in pixels of the image."""
+    """One query or pixel: its maps (L, heads, h, w), and its mark in pixels of the image.
+
+    With ``points`` the maps are (L, heads, K, 3): x, y and weight.
+    """
 
     title: str
     maps: Tensor
     extent: tuple[float, float]
     colour: Colour
     mark: tuple[float, ...]  # a box xyxy, or a point xy
+    points: bool
+
+    def over_heads(self) -> list[Tensor]:
+        """For each layer the mean of the maps of all heads, or the points of all heads."""
+        return [m.flatten(0, 1) if self.points else m.mean(dim=0) for m in self.maps]
 
 
 def draw_attention(
@@ -95,7 +105,7 @@ def write_sheets(
     for kind, read in (("decoder", _query_rows), ("encoder", _pixel_rows)):
         rows = [(name, read(maps, classes)) for name, maps in sides]
         blocks = [_overview(name, found, image) for name, found in rows]
-        sheets[kind] = _beside(blocks, f"{kind}, averaged over the heads; {SCALE}")
+        sheets[kind] = _beside(blocks, f"{kind}, {AVERAGED}; {SCALE}")
         for index in range(max(len(found) for _, found in rows)):
             blocks = [_heads(name, r[index], image) for name, r in rows if index < len(r)]
             title = f"{kind}: one row per layer, one column per head; {SCALE}"
@@ -115,13 +125,14 @@ def _query_rows(maps: AttentionMaps, classes: ClassTable) -> list[_Row]:
         label, score = int(queries.pred_classes[index]), float(queries.scores[index])
         title = f"query {int(queries.query[index])}: {classes.names[label]} {score:.2f}"
         box = tuple(queries.pred_boxes.tensor[index].tolist())
-        rows.append(_Row(title, maps.decoder[index], maps.extent, class_colour(label), box))
+        shown = (maps.decoder[index], maps.extent, class_colour(label), box, maps.points)
+        rows.append(_Row(title, *shown))
     return rows
 
 
 def _pixel_rows(maps: AttentionMaps, classes: ClassTable) -> list[_Row]:
     return [
-        _Row(f"pixel {x:.0f}, {y:.0f}", found, maps.extent, PIXEL_COLOUR, (x, y))
+        _Row(f"pixel {x:.0f}, {y:.0f}", found, maps.extent, PIXEL_COLOUR, (x, y), maps.points)
         for (x, y), found in zip(maps.pixels, maps.encoder, strict=True)
     ]
 
@@ -131,7 +142,7 @@ def _overview(name: str, rows: Sequence[_Row], image: Image.Image) -> Image.Imag
     thumb, _ = resize_for_reading(image, CELL, shrink=True)
     cells = []
     for row in rows:
-        pictures = [_paint(thumb, row, image, layer.mean(dim=0)) for layer in row.maps]
+        pictures = [_paint(thumb, row, image, layer) for layer in row.over_heads()]
         cells.append((row.title, [_marked(thumb, row, image), *pictures]))
     layers = len(rows[0].maps) if rows else 0
     return _table(name, ["", *(f"layer {i}" for i in range(1, layers + 1))], cells, thumb.size)
@@ -170,9 +181,25 @@ def heat_picture(weights: Tensor, extent: tuple[float, float], size: tuple[int, 
 
 
 def _paint(thumb: Image.Image, row: _Row, image: Image.Image, weights: Tensor) -> Image.Image:
+    if row.points:
+        return _marked(_dotted(thumb, weights, thumb.width / image.width), row, image)
     heat = HEAT(heat_picture(weights, row.extent, thumb.size))[..., :3] * 255
     grey = np.asarray(thumb.convert("L"), dtype=float)[..., None]
     return _marked(Image.fromarray((0.3 * grey + 0.7 * heat).astype(np.uint8)), row, image)
+
+
+def _dotted(thumb: Image.Image, points: Tensor, scale: float) -> Image.Image:
+    """Draw points (K, 3) on a grey picture, the heavier the brighter and the later."""
+    picture = Image.fromarray((np.asarray(thumb.convert("L")) * 0.6).astype(np.uint8))
+    picture = picture.convert("RGB")
+    canvas = ImageDraw.Draw(picture)
+    brightest = max(float(points[:, 2].max()), np.finfo(np.float32).tiny)
+    for x, y, weight in points[points[:, 2].argsort()].tolist():
+        red, green, blue, _ = HEAT(weight / brightest, bytes=True)
+        centre = (x * scale, y * scale)
+        box = [value + side for side in (-DOT, DOT) for value in centre]
+        canvas.ellipse(box, fill=(int(red), int(green), int(blue)))
+    return picture
 
 
 def _marked(picture: Image.Image, row: _Row, image: Image.Image) -> Image.Image:

@@ -38,14 +38,13 @@ def results(function, value, locations, weights):
     return [output.detach(), *(x.grad for x in inputs)]
 
 
-@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
-    ("n", "queries", "chunk"),
+    ("n", "queries", "chunk", "count"),
     [
-        pytest.param(1, 7, 2**16, id="one block"),
-        pytest.param(3, 40, 100, id="several blocks per image"),
-        pytest.param(5, 3, 120, id="several images per block"),
-        pytest.param(2, 1, 1, id="a query per block"),
+        pytest.param(1, 7, 2**16, 2, id="one block, two threads"),
+        pytest.param(3, 40, 100, 1, id="several blocks per image"),
+        pytest.param(5, 3, 120, 1, id="several images per block"),
+        pytest.param(2, 1, 1, 1, id="a query per block"),
     ],
 )
 def test_equals_the_plain_form(n, queries, chunk, count, monkeypatch):

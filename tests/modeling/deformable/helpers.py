@@ -27,14 +27,15 @@ def coco_config(kind: str, *overrides: Any, name: str = "deformable_detr") -> Cf
 
 
 def tiny(kind: str = "base", *overrides: Any) -> CfgNode:
-    """Three levels (one for ``single_scale``) of 32 channels."""
+    """Three levels (one for ``single_scale``) of 64 channels, two in each group of the norm."""
     single = kind == "single_scale"
     return tiny_config(
         *("MODEL.META_ARCHITECTURE", "DeformableDetr", "MODEL.DETR.CLASS_LOSS", "focal"),
         *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3"]),
         *("MODEL.DETR.IN_FEATURES", ["res3"] if single else ["res2", "res3"]),
         *("MODEL.DETR.NUM_FEATURE_LEVELS", 1 if single else 3, "MODEL.DETR.NUM_POINTS", 2),
-        *("MODEL.DETR.CLASS_WEIGHT", 2.0, "TEST.DETECTIONS_PER_IMAGE", 5),
+        *("MODEL.DETR.HIDDEN_DIM", 64, "MODEL.DETR.CLASS_WEIGHT", 2.0),
+        *("TEST.DETECTIONS_PER_IMAGE", 5),
         *KINDS[kind],
         *overrides,
     )
