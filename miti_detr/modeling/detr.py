@@ -78,10 +78,9 @@ class MitiDetr(nn.Module):
             num_classes: K.
             num_queries: Q.
             pixel_mean: per channel, in the units and channel order of the input images.
-            pixel_std: per channel, likewise.
+            pixel_std: likewise.
             input_format: channel order of the input images, ``RGB`` or ``BGR``.
-            execution: how the model is run. By default it is plain; see
-                :func:`miti_detr.accelerate.accelerate`.
+            execution: how the model is run; by default it is plain.
         """
         super().__init__()
         self.num_classes = num_classes
@@ -223,8 +222,7 @@ class MitiDetr(nn.Module):
         Gradients and dropout are as the caller left them (``torch.no_grad``, :meth:`eval`).
 
         Returns:
-            ``logits`` (L, N, Q, K+1; with focal loss K) and ``boxes`` (L, N, Q, 4; ``cxcywh`` in
-            [0, 1] of the un-padded image).
+            Logits (L, N, Q, K+1; K with focal loss) and boxes; see :class:`SetPrediction`.
         """
         return self.predict_set(self.preprocess_image(batched_inputs), batched_inputs)
 
