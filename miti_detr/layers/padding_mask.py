@@ -14,7 +14,7 @@ PADDING_MASK_RULES = ("ceil", "nearest")
 
 
 def feature_padding_mask(
-    image_sizes: Sequence[tuple[int, int]],
+    image_sizes: Sequence[tuple[int, int]] | Tensor,
     padded_size: tuple[int, int],
     grid_size: tuple[int, int],
     *,
@@ -27,7 +27,8 @@ def feature_padding_mask(
     ``nearest`` can keep one more row or column.
 
     Args:
-        image_sizes: (height, width) in pixels of each of the N images, before padding.
+        image_sizes: (height, width) in pixels of each of the N images, before padding; or int64
+            (N, 2) on any device, from which an exporter keeps N a variable.
         padded_size: (H, W) in pixels of the batch.
         grid_size: (h, w) of the feature map.
         stride: pixels per feature cell.
@@ -35,7 +36,7 @@ def feature_padding_mask(
             DETR). ``nearest``: the pixel mask is resized by nearest neighbour (main repository).
 
     Returns:
-        (N, h, w) bool, True = padding; on the CPU.
+        (N, h, w) bool, True = padding; on the CPU, or on the device of the sizes.
 
     Raises:
         ValueError: if ``rule`` is not one of :data:`PADDING_MASK_RULES`.
@@ -50,8 +51,10 @@ def feature_padding_mask(
     return axes[0][:, :, None] | axes[1][:, None, :]
 
 
-def _lengths(image_sizes: Sequence[Sequence[int]]) -> Tensor:
+def _lengths(image_sizes: Sequence[Sequence[int]] | Tensor) -> Tensor:
     """Sizes as int64 (N, 2). While tracing they are tensors, and must stay a part of the graph."""
+    if isinstance(image_sizes, Tensor):
+        return image_sizes
     if any(isinstance(side, Tensor) for size in image_sizes for side in size):
         rows = [torch.stack([torch.as_tensor(side) for side in size]) for size in image_sizes]
         return torch.stack(rows)
@@ -61,7 +64,7 @@ def _lengths(image_sizes: Sequence[Sequence[int]]) -> Tensor:
 def _axis_padding(length: Tensor, padded: int, cells: int, stride: int, rule: str) -> Tensor:
     """Padding along one axis, (N, cells) bool, for lengths (N, 1)."""
     if rule == "ceil":
-        return torch.arange(cells)[None] >= -(-length // stride)
-    pixels = (torch.arange(padded)[None] >= length).float()
+        return torch.arange(cells, device=length.device)[None] >= -(-length // stride)
+    pixels = (torch.arange(padded, device=length.device)[None] >= length).float()
     # The library call and not a formula: its rounding in float32 is part of the published rule.
     return F.interpolate(pixels[None], size=cells)[0].bool()

@@ -15,6 +15,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from miti_detr.accelerate.exchange import is_recorded
 from miti_detr.catalog import register_missing
 from miti_detr.layers import MLP, build_position_encoding
 from miti_detr.model_keys import check_model_keys
@@ -281,8 +282,8 @@ class MitiDetr(nn.Module):
         tensor, mask = features[self.backbone.in_features[-1]]
         source = self.input_proj(tensor)
         position = self.position_encoding(mask).to(source.dtype)
-        # A batch without padding needs no mask, which is faster. A traced model must have one.
-        is_padded = torch.jit.is_tracing() or bool(mask.any())
+        # A batch without padding needs no mask, which is faster. A recorded model must have one.
+        is_padded = is_recorded() or bool(mask.any())
         on_device = mask.to(source.device, non_blocking=True) if is_padded else None
         return Encoded(features, source, on_device, position)
 
@@ -331,7 +332,7 @@ class MitiDetr(nn.Module):
     ) -> list[dict[str, Any]]:
         """Detections of the last decoder layer, in each input's output frame."""
         results = self.read_detections(prediction, image_sizes)
-        if not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+        if not is_recorded():
             check_finite(results, batched_inputs)
         return [
             {

@@ -1,7 +1,7 @@
 """From the raw prediction to Detectron2's ``Instances``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -10,6 +10,40 @@ from torch import Tensor
 from miti_detr.layers import box_cxcywh_to_xyxy
 
 from .classification import ClassScores, softmax_scores
+
+
+class BoxPrediction(NamedTuple):
+    """The detections of a batch as tensors; N images, D detections each.
+
+    Attributes:
+        boxes: (N, D, 4) float32 ``xyxy``, in pixels of the un-padded images, not clipped.
+        scores: (N, D) float32 in [0, 1].
+        classes: (N, D) int64, contiguous.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+def read_boxes(
+    logits: Tensor,
+    boxes: Tensor,
+    sizes: Tensor,
+    read: Callable[[Tensor], ClassScores] = softmax_scores,
+) -> BoxPrediction:
+    """Read the detections of a batch as tensors; by default one from each query, in order.
+
+    Args:
+        logits: as for :func:`detections`.
+        boxes: as for :func:`detections`.
+        sizes: (N, 2) height and width in pixels of the un-padded images.
+        read: as for :func:`detections`.
+    """
+    scores, classes, queries = read(logits)
+    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
+    corners = box_cxcywh_to_xyxy(boxes.float()) * sizes[:, [1, 0, 1, 0]][:, None]
+    return BoxPrediction(corners, scores, classes)
 
 
 def detections(
@@ -34,11 +68,9 @@ def detections(
 
     Source: facebookresearch/detr ``d2/detr/detr.py`` at 29901c5.
     """
-    scores, classes, queries = read(logits)
-    boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     # One by one: while a model is traced, each size is a tensor.
     sizes = torch.stack([torch.as_tensor(size, device=boxes.device) for size in image_sizes])
-    corners = box_cxcywh_to_xyxy(boxes.float()) * sizes[:, [1, 0, 1, 0]][:, None]
+    corners, scores, classes = read_boxes(logits, boxes, sizes, read)
     results = []
     for index, size in enumerate(image_sizes):
         result = Instances(tuple(size))

@@ -1,10 +1,11 @@
-"""The classes of a model: their names and their ids in a data set."""
+"""The classes of a model: their names and their ids in a data set.
+
+Exported models use :class:`ClassTable` without Detectron2, which is imported where it is needed.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ def class_table(dataset: str | None, num_classes: int) -> ClassTable:
         num_classes: number of classes K of the model. A data set with another number of classes is
             not used.
     """
+    from detectron2.data import MetadataCatalog
+    from detectron2.data.catalog import Metadata
+
     plain = list(range(num_classes))
     metadata = MetadataCatalog.get(dataset) if dataset else Metadata()
     if metadata.get("thing_classes") is None:
@@ -41,8 +45,10 @@ def class_table(dataset: str | None, num_classes: int) -> ClassTable:
     return ClassTable(list(names), [to_dataset_id.get(index, index) for index in plain])
 
 
-def _load_metadata(dataset: str | None, metadata: Metadata) -> None:
+def _load_metadata(dataset: str | None, metadata: Any) -> None:
     """Load a data set whose file exists; Detectron2 reads most class names only then."""
+    from detectron2.data import DatasetCatalog
+
     json_file = next(iter(metadata.get("coco_format", ())), metadata.get("json_file"))
     if dataset in DatasetCatalog and json_file and Path(json_file).is_file():
         DatasetCatalog.get(dataset)

@@ -1,16 +1,18 @@
-"""Labelled boxes on images."""
+"""Labelled boxes on images; importable without torch, Detectron2 and matplotlib."""
 
 import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from detectron2.structures import Instances
 from PIL import Image, ImageDraw, ImageFont
 
 from .classes import ClassTable
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
 
 Colour = tuple[int, int, int]
 
@@ -25,8 +27,15 @@ def class_colour(index: int) -> Colour:
 
 
 @lru_cache(maxsize=16)
-def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's DejaVu Sans at ``size`` pixels, which is the same on every machine."""
+def load_font(size: int) -> Any:
+    """Return matplotlib's DejaVu Sans at ``size`` pixels, which is the same on every machine.
+
+    Without matplotlib, it is the font that Pillow has.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return ImageFont.load_default(size)
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size)
 
@@ -81,13 +90,13 @@ def draw_boxes(
     return picture
 
 
-def detection_labels(instances: Instances, classes: ClassTable) -> list[str]:
+def detection_labels(instances: "Instances", classes: ClassTable) -> list[str]:
     """Return ``name 0.87`` for each detection."""
     pairs = zip(instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
     return [f"{classes.names[index]} {score:.2f}" for index, score in pairs]
 
 
-def draw_instances(image: Image.Image, instances: Instances, classes: ClassTable) -> Image.Image:
+def draw_instances(image: Image.Image, instances: "Instances", classes: ClassTable) -> Image.Image:
     """Draw detections on an image, the one with the highest score on top.
 
     Boxes are scaled from ``instances.image_size`` to the size of ``image``.
@@ -118,7 +127,7 @@ def _draw_label(
     box: tuple[int, int, int, int],
     label: str,
     colour: Colour,
-    font: ImageFont.FreeTypeFont,
+    font: Any,
 ) -> None:
     width = round(canvas.textlength(label, font=font)) + 4
     ascent, descent = font.getmetrics()

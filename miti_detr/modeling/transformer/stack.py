@@ -180,7 +180,7 @@ class ResidualTransformer(nn.Module):
         attend = None if mask is None else ~mask.flatten(1)[:, None, None, :]  # (N, 1, 1, n)
         pos = _tokens(pos)
         memory = self.encoder(_tokens(src), pos, attend)
-        query_pos = query_embed.expand(len(src), -1, -1)
+        query_pos = query_embed.expand(src.shape[0], -1, -1)
         start = torch.zeros_like(query_pos)
         states = self.decoder(start, memory, pos, query_pos, attend, query_mask)
         return states, memory.transpose(1, 2).unflatten(2, src.shape[-2:])
