@@ -21,6 +21,7 @@ COMMANDS = (
     "compare",
     "rank",
     "attention",
+    "export",
     "convert",
     "replay",
     "bench",

@@ -1,0 +1,86 @@
+"""AP of a model and of its export, on the same images in the same batches."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import inference_on_dataset
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from miti_detr.catalog import register_missing
+from miti_detr.data import build_test_loader
+from miti_detr.evaluation.build import build_evaluator
+from miti_detr.predict.backends import Item, SessionBackend
+
+BATCH_SIZE = 4  # with padding, as in production
+
+Detector = Callable[[list[Item]], list[dict[str, Any]]]
+
+
+def average_precision(detect: Detector, cfg: CfgNode, dataset: str) -> float:
+    """Evaluate a detector in batches of :data:`BATCH_SIZE`.
+
+    Args:
+        detect: Detectron2's inputs to ``{"instances": Instances}`` for each.
+        cfg: of the model.
+        dataset: a registered data set.
+
+    Returns:
+        COCO's AP of boxes, in 0..100.
+
+    Raises:
+        KeyError: there is no such data set.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.IMS_PER_BATCH = BATCH_SIZE
+    cfg.DATASETS.TEST = (dataset,)
+    register_missing(cfg)
+    if dataset not in DatasetCatalog:
+        raise KeyError(f"there is no data set {dataset}. Name a registered one with --dataset.")
+    with tempfile.TemporaryDirectory() as folder:
+        loader = build_test_loader(cfg, dataset)
+        evaluator = build_evaluator(cfg, dataset, folder)
+        return float(inference_on_dataset(detect, loader, evaluator)["bbox"]["AP"])
+
+
+def eager_detector(model: nn.Module) -> Detector:
+    """The model itself."""
+
+    def detect(items: list[Item]) -> list[dict[str, Any]]:
+        with torch.no_grad():
+            return model(items)  # type: ignore[no-any-return]
+
+    return detect
+
+
+def session_detector(backend: SessionBackend) -> Detector:
+    """An exported model; a model of one shape resizes the images again."""
+
+    def detect(items: list[Item]) -> list[dict[str, Any]]:
+        return [
+            {"instances": _instances(found, item)}
+            for found, item in zip(backend.detect(_fitting(backend, items)), items, strict=True)
+        ]
+
+    return detect
+
+
+def _fitting(backend: SessionBackend, items: Sequence[Item]) -> list[Item]:
+    if backend.record.static_shape is None:
+        return list(items)
+    fitting = []
+    for item in items:
+        image = item["image"].permute(1, 2, 0).numpy()
+        fitting.append({**backend.prepare(image), "height": item["height"], "width": item["width"]})
+    return fitting
+
+
+def _instances(found: Any, item: Item) -> Instances:
+    boxes, scores, classes = (torch.from_numpy(array) for array in found[:3])
+    size = (item["height"], item["width"])
+    return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)

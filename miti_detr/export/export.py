@@ -1,0 +1,200 @@
+"""From a checkpoint to a file that runs without this package's model code."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+
+import miti_detr
+from miti_detr.engine.predictor import Predictor, load_config
+from miti_detr.modeling import MitiDetr
+from miti_detr.predict.backends import SessionBackend
+from miti_detr.predict.record import ExportRecord
+from miti_detr.predict.sessions import open_session
+from miti_detr.predict.torch_backend import DEFAULT_THRESHOLD, checkpoint_record, classes_of
+
+from .accuracy import average_precision, eager_detector, session_detector
+from .parity import compare
+from .quantise import quantise
+from .tensor_detector import TensorDetector
+from .writers import (
+    add_onnx_record,
+    record_program,
+    write_onnx,
+    write_openvino,
+    write_program,
+)
+
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
+PRECISIONS = ("float32", "float16", "int8")
+TOLERANCE = 1e-4  # of boxes in parts of the image, and of scores, in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """How a model is exported.
+
+    Attributes:
+        format: ``torch``, ``onnx`` or ``openvino``.
+        precision: ``float32``, ``float16`` or ``int8`` (the last two not for ``torch``).
+        calibration: image files for ``int8``.
+        dataset: data set for AP; "": the first of ``DATASETS.TEST``, for lower precision only.
+        static_shape: N, H and W of the only batch that the file takes; None: any.
+        image_type: ``uint8`` or ``float32`` images.
+    """
+
+    format: str = "onnx"
+    precision: str = "float32"
+    calibration: Sequence[Path] = ()
+    dataset: str = ""
+    static_shape: tuple[int, int, int] | None = None
+    image_type: str = "uint8"
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: a value is not possible.
+        """
+        if self.format not in SUFFIXES:
+            raise ValueError(f"format is {self.format!r}. Use {', '.join(SUFFIXES)}.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}. Use {', '.join(PRECISIONS)}.")
+        if self.format == "torch" and self.precision != "float32":
+            raise ValueError(f"precision {self.precision} needs format onnx or openvino.")
+        if self.precision == "int8" and not self.calibration:
+            raise ValueError("int8 needs images for its calibration. Name some with --calibration.")
+        if self.image_type not in ("uint8", "float32"):
+            raise ValueError(f"image type is {self.image_type!r}. Use uint8 or float32.")
+
+
+def export_model(
+    weights: str,
+    output: str | os.PathLike[str] | None = None,
+    options: ExportOptions = ExportOptions(),
+    *,
+    config_file: str | None = None,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], object] = lambda line: None,
+) -> Path:
+    """Export a model, and compare the file with the model before it appears.
+
+    Args:
+        weights: checkpoint.
+        output: file to write; None: beside the checkpoint, with the suffix of the format.
+        options: format, precision and shape.
+        config_file: None takes the config in the checkpoint.
+        overrides: alternating config keys and values.
+        say: called with lines about differences and AP.
+
+    Returns:
+        The file. OpenVINO has a second one beside it, with the suffix ``.bin``.
+
+    Raises:
+        ImportError: a package of the extra ``export`` is missing.
+        ValueError: the model cannot be exported, or the file of a float32 model computes something
+            else, which the message quantifies. There is no file then.
+    """
+    suffix = SUFFIXES[options.format]
+    target = Path(weights).with_suffix(suffix) if output is None else Path(output)
+    if target.suffix.lower() != suffix:
+        raise ValueError(f"{target} does not end in {suffix}, as files of {options.format} do.")
+    # The plain model: exported files are optimised by their own runtimes.
+    plain = ["MODEL.ACCELERATE", "False", "TEST.AMP.ENABLED", "False", "MODEL.DEVICE", "cpu"]
+    cfg = load_config(config_file, weights=weights, overrides=[*overrides, *plain])
+    model = Predictor(cfg).model
+    half = options.precision == "float16" and options.format == "onnx"
+    detector = TensorDetector(model, half=half)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
+        written = Path(folder) / target.name
+        _write(detector, make_record(cfg, model, options), written, options)
+        _check(model, cfg, written, options, say)
+        if options.format == "openvino":
+            os.replace(written.with_suffix(".bin"), target.with_suffix(".bin"))
+        os.replace(written, target)
+    return target
+
+
+def make_record(cfg: CfgNode, model: MitiDetr, options: ExportOptions) -> ExportRecord:
+    """What the file says about the model."""
+    recorded = checkpoint_record(cfg)
+    classes = classes_of(cfg, recorded)
+    pixels = model.pixels
+    return ExportRecord(
+        version=miti_detr.__version__,
+        variant=model.variant,
+        class_names=classes.names,
+        category_ids=classes.dataset_ids,
+        input_format=str(pixels["input_format"]),
+        pixel_mean=list(pixels["pixel_mean"]),
+        pixel_std=list(pixels["pixel_std"]),
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
+        precision=options.precision,
+        image_type=options.image_type,
+        threshold=float(recorded.get("threshold", DEFAULT_THRESHOLD)),
+        static_shape=options.static_shape,
+    )
+
+
+def _write(
+    detector: TensorDetector, record: ExportRecord, path: Path, options: ExportOptions
+) -> None:
+    """Write the file of a format, with its record."""
+    program = record_program(detector, shape=options.static_shape, image_type=options.image_type)
+    if options.format == "torch":
+        write_program(program, record, path)
+        return
+    graph = path.with_name("graph.onnx")
+    write_onnx(program, graph)
+    add_onnx_record(graph, record)
+    if options.precision == "int8":
+        float_graph = graph.rename(path.with_name("float.onnx"))
+        quantise(float_graph, graph, options.calibration)
+        add_onnx_record(graph, record)
+    if options.format == "onnx":
+        graph.rename(path)
+    else:
+        write_openvino(graph, record, path)
+
+
+def _check(
+    model: MitiDetr,
+    cfg: CfgNode,
+    path: Path,
+    options: ExportOptions,
+    say: Callable[[str], object],
+) -> None:
+    """Compare a written file with the model.
+
+    Raises:
+        ValueError: a float32 file differs.
+    """
+    session = open_session(path, "cpu")
+    parity = compare(model, session)
+    if options.precision == "float32" and parity.exceeds(TOLERANCE):
+        raise ValueError(
+            f"the exported model computes something else: {parity}; allowed are {TOLERANCE:.0e}. "
+            "No file was written."
+        )
+    if options.precision == "float32":
+        say(f"compared with the model by {session.provider}: {parity}")
+    dataset = options.dataset
+    if options.precision != "float32":
+        dataset = dataset or next(iter(cfg.DATASETS.TEST), "")
+        if not dataset:
+            raise ValueError(
+                f"the loss of AP in {options.precision} cannot be measured: DATASETS.TEST is empty. "
+                "Name a data set with --dataset."
+            )
+    if dataset:
+        before = average_precision(eager_detector(model), cfg, dataset)
+        after = average_precision(session_detector(SessionBackend(session)), cfg, dataset)
+        say(
+            f"AP on {dataset}: model {before:.2f}, exported {after:.2f}, difference "
+            f"{after - before:+.2f}"
+        )
