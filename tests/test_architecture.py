@@ -13,7 +13,7 @@ ROOMS = sorted(p.name for p in PACKAGE.iterdir() if (p / "__init__.py").is_file(
 
 # The other rooms that each room may import. Modules at the top of the package are open to all.
 BELOW_ENGINE = {"layers", "accelerate", "modeling", "data", "evaluation", "checkpoint", "model_zoo"}
-BESIDE_CLI = {"rank", "study", "visualize", "report", "export", "bench"}
+BESIDE_CLI = {"rank", "study", "visualize", "report", "predict", "export", "bench"}
 BELOW_CLI = BELOW_ENGINE | BESIDE_CLI | {"engine"}
 MAY_IMPORT = {
     "layers": set(),

@@ -33,10 +33,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Draw, and print the paths of the pictures."""
+    from miti_detr.predict.sources import find_images
     from miti_detr.rank.models import load_models
     from miti_detr.visualize.attention_sheet import draw_attention
     from miti_detr.visualize.classes import class_table
-    from miti_detr.visualize.predictions import find_images
 
     words, overrides = split_overrides(args.images)
     overrides = [*overrides, *args.overrides]

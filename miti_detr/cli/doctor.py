@@ -13,6 +13,9 @@ OPTIONAL = (
     ("transformers", "transformers", "Hugging Face models and checkpoints", "hf"),
     ("safetensors", "safetensors", "checkpoints in .safetensors", "hf"),
     ("timm", "timm", "backbones and weights of timm", "timm"),
+    ("onnxruntime", "onnxruntime", "exported models, and export", "export"),
+    ("openvino", "openvino", "exported models, and export", "export"),
+    ("av", "av", "films", "video"),
     ("tensorboard", "tensorboard", "curves in TensorBoard", None),
 )
 DETECTRON2 = (

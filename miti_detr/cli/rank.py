@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_models(args: argparse.Namespace) -> int:
+    from miti_detr.predict.sources import find_images
     from miti_detr.rank.charts import draw_chart
     from miti_detr.rank.models import load_models, rank_models, write_record
     from miti_detr.rank.tables import comparison_table, model_table
-    from miti_detr.visualize.predictions import find_images
 
     words, overrides = split_overrides(args.images)
     images = find_images(words) if words else []

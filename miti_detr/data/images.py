@@ -25,6 +25,7 @@ Item = TypeVar("Item")
 ORIENTATIONS = ("apply", "ignore")
 MAX_CHECKED = 5000  # images of a data set whose headers are checked; a sample of a larger one
 
+
 def read_image(file_name: str | os.PathLike[str], format: str, orientation: str = "apply") -> Any:
     """Read an image file.
 

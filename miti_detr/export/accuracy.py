@@ -53,7 +53,7 @@ def eager_detector(model: nn.Module) -> Detector:
 
     def detect(items: list[Item]) -> list[dict[str, Any]]:
         with torch.no_grad():
-            return model(items)  # type: ignore[no-any-return]
+            return list(model(items))
 
     return detect
 

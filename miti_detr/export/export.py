@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -123,15 +124,15 @@ def make_record(cfg: CfgNode, model: MitiDetr, options: ExportOptions) -> Export
     """What the file says about the model."""
     recorded = checkpoint_record(cfg)
     classes = classes_of(cfg, recorded)
-    pixels = model.pixels
+    pixels: dict[str, Any] = dict(model.pixels)
     return ExportRecord(
         version=miti_detr.__version__,
         variant=model.variant,
         class_names=classes.names,
         category_ids=classes.dataset_ids,
-        input_format=str(pixels["input_format"]),
-        pixel_mean=list(pixels["pixel_mean"]),
-        pixel_std=list(pixels["pixel_std"]),
+        input_format=pixels["input_format"],
+        pixel_mean=pixels["pixel_mean"],
+        pixel_std=pixels["pixel_std"],
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         precision=options.precision,
@@ -188,8 +189,8 @@ def _check(
         dataset = dataset or next(iter(cfg.DATASETS.TEST), "")
         if not dataset:
             raise ValueError(
-                f"the loss of AP in {options.precision} cannot be measured: DATASETS.TEST is empty. "
-                "Name a data set with --dataset."
+                f"the loss of AP in {options.precision} cannot be measured: DATASETS.TEST is "
+                "empty. Name a data set with --dataset."
             )
     if dataset:
         before = average_precision(eager_detector(model), cfg, dataset)

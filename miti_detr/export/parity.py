@@ -63,11 +63,12 @@ def parity_batches(session: Session) -> list[list[Item]]:
         pictures = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
     record, result = session.record, list[list[Item]]()
     for scale in _SCALES:
-        smaller = {
-            "min_size": max(1, int(scale * record.min_size)) if record.min_size else 0,
-            "max_size": max(1, int(scale * record.max_size)),
-        }
-        backend = SessionBackend(session._replace(record=dataclasses.replace(record, **smaller)))
+        smaller = dataclasses.replace(
+            record,
+            min_size=max(1, int(scale * record.min_size)) if record.min_size else 0,
+            max_size=max(1, int(scale * record.max_size)),
+        )
+        backend = SessionBackend(session._replace(record=smaller))
         items = [backend.prepare(picture) for picture in pictures]
         count = len(items) if record.static_shape is None else record.static_shape[0]
         result += [[item] for item in items]

@@ -11,6 +11,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from miti_detr.modeling import MitiDetr
+from miti_detr.modeling.postprocess import read_boxes
 from miti_detr.modeling.pretrain import UpDetr
 
 _FLOAT32 = ("position_encoding", "criterion")  # parts that compute in float32 in any precision
@@ -69,8 +70,9 @@ class TensorDetector(nn.Module):
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
         pixels = (images.float() - model.pixel_mean) / model.pixel_std
         batch = self._pad(torch.where(inside, pixels, 0.0)).to(self.dtype)
-        prediction = model.predict_set(ImageList(batch, sizes), [], all_layers=False)  # type: ignore[arg-type]
-        boxes, scores, labels = model.read_boxes(prediction, sizes)
+        prediction = model.predict_set(ImageList(batch, sizes), [], all_layers=False)
+        last = prediction.logits[-1], prediction.boxes[-1]
+        boxes, scores, labels = read_boxes(*last, sizes, model.read_classes)
         limit = sizes[:, None, [1, 0, 1, 0]].to(boxes.dtype)
         return torch.minimum(boxes.clamp(min=0), limit), scores, labels
 

@@ -66,6 +66,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
             output_names=list(OUTPUTS),
             verbose=False,
         )
+    assert written is not None  # it is, unless a file is named
     model = written.model_proto
     _name_axes(model.graph)
     onnx.save(model, str(path))
@@ -80,7 +81,8 @@ def _name_axes(graph: Any) -> None:
                 names[axis.dim_param] = name
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis in value.type.tensor_type.shape.dim:
-            axis.dim_param = names.get(axis.dim_param, axis.dim_param)
+            if axis.dim_param in names:  # writing "" would clear a number
+                axis.dim_param = names[axis.dim_param]
 
 
 def add_onnx_record(path: Path, record: ExportRecord) -> None:

@@ -1,4 +1,4 @@
-"""What computes the detections: an exported model. (:mod:`.torch_backend` has checkpoints.)
+"""What computes the detections: an exported model; :mod:`.torch_backend` has checkpoints.
 
 Items are Detectron2's dataset dicts: ``image`` (3, h, w) uint8 as the network takes it, ``height``
 and ``width`` of the image as it was given.

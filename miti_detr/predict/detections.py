@@ -29,8 +29,8 @@ class Found(NamedTuple):
     classes: np.ndarray
     more: Any = None
 
-    def take(self, chosen: np.ndarray) -> Found:
-        """Some of the detections, by indices or by a mask."""
+    def take(self, chosen: Any) -> Found:
+        """Some of the detections, by indices, a slice or a mask."""
         more = None if self.more is None else self.more[chosen]
         return Found(self.boxes[chosen], self.scores[chosen], self.classes[chosen], more)
 
@@ -98,9 +98,11 @@ class Result:
         if image is None and self._picture is not None:
             return self._picture
         source = self._source if image is None else Source(image, "RGB")
-        if source is None:
-            raise ValueError("the image is not known. Give it: result.draw(image)")
-        return self.draw_on(Image.fromarray(source.read("RGB")))
+        return self.draw_on(_to_picture(source))
+
+    def picture(self) -> Image.Image:
+        """The image that the predictor was given."""
+        return _to_picture(self._source)
 
     def draw_on(self, picture: Image.Image) -> Image.Image:
         """Draw the detections on a copy of an RGB picture of any size."""
@@ -165,6 +167,12 @@ class Detections(Result):
             f"Detections(num_instances={len(self)}, image_size={self.image_size}, "
             f"scores={self.scores.tolist()}, class_names={self.class_names})"
         )
+
+
+def _to_picture(source: Source | None) -> Image.Image:
+    if source is None:
+        raise ValueError("the image is not known. Give it: result.draw(image)")
+    return Image.fromarray(source.read("RGB"))
 
 
 def coco_results(found: Found, classes: ClassTable, **image: Any) -> list[dict[str, Any]]:

@@ -53,16 +53,8 @@ def load_predictor(
         ValueError: the file, or one of the arguments, cannot be used; says why.
     """
     path = os.fspath(weights)
-    backend: Backend
-    if os.path.splitext(path)[1].lower() in SESSIONS:
-        if config_file is not None or overrides:
-            raise ValueError(f"{path} is an exported model; config keys are for checkpoints.")
-        backend = SessionBackend(open_session(path, device))
-        if precision not in (None, backend.precision):
-            raise ValueError(
-                f"{path} was exported in {backend.precision}, precision is {precision!r}. Export "
-                "it in that precision."
-            )
+    if is_exported(path):
+        backend = _exported(path, device, precision, [config_file, *overrides])
     else:
         backend = _checkpoint(path, device, precision, config_file, overrides)
     predictor = DetectionPredictor(
@@ -76,6 +68,25 @@ def load_predictor(
     )
     logger.info("%s: %s", path, predictor)
     return predictor
+
+
+def is_exported(path: str) -> bool:
+    """Whether the name of a file is that of an exported model."""
+    return os.path.splitext(path)[1].lower() in SESSIONS
+
+
+def _exported(
+    path: str, device: str | None, precision: str | None, config: Sequence[str | None]
+) -> Backend:
+    if any(config):
+        raise ValueError(f"{path} is an exported model. Config keys are for checkpoints.")
+    backend = SessionBackend(open_session(path, device))
+    if precision not in (None, backend.precision):
+        raise ValueError(
+            f"{path} was exported in {backend.precision}, precision is {precision!r}. Export it in "
+            "that precision."
+        )
+    return backend
 
 
 def _checkpoint(

@@ -13,8 +13,7 @@ from .detections import Found, Result
 from .inputs import Source
 from .tiles import Window, join, windows_of
 
-MAX_PADDING = 0.15  # part of a batch that may be padding, else it is divided
-_CHUNK = 8  # batches that are read at a time, among which images of like shape are found
+_CHUNK = 8  # batches that are read at a time, among which images of one shape are found
 
 
 class DetectionPredictor:
@@ -81,12 +80,12 @@ class DetectionPredictor:
             ValueError: an image has another shape or other values, or ``channels`` is missing.
         """
         if not isinstance(images, list | tuple):
-            return self._detect([self._read(Source(images, channels))])[0]
+            return self.detect([self.read(Source(images, channels))])[0]
         sources = (Source(image, channels) for image in images)
         chunk = _CHUNK * self.batch_size
         results: list[Result] = []
-        while part := [self._read(source) for source in itertools.islice(sources, chunk)]:
-            results += self._detect(part)
+        while part := [self.read(source) for source in itertools.islice(sources, chunk)]:
+            results += self.detect(part)
         return results
 
     def stream(
@@ -118,24 +117,25 @@ class DetectionPredictor:
 
             images, channels = read_frames(images), "RGB"
         sources = (Source(image, channels) for image in images)
-        ready = in_background(map(self._read, sources), 2 * batch_size)
+        ready = in_background(map(self.read, sources), 2 * batch_size)
         found = in_background(self._detect_all(ready, batch_size), 2 * batch_size)
         yield from in_background(_draw_each(found), 2 * batch_size) if draw else found
 
-    def _detect_all(self, ready: Iterator["_Image"], batch_size: int) -> Iterator[Result]:
+    def _detect_all(self, ready: Iterator["ReadImage"], batch_size: int) -> Iterator[Result]:
         while part := list(itertools.islice(ready, batch_size)):
-            yield from self._detect(part)
+            yield from self.detect(part)
 
-    def _read(self, source: Source) -> "_Image":
-        """Read an image, and prepare its windows for the network."""
+    def read(self, source: Source) -> "ReadImage":
+        """Read an image, and prepare its windows for the network; as :meth:`__call__` does."""
         array = source.read(self.backend.input_format)
         size = (array.shape[0], array.shape[1])
         windows = windows_of(size, self.tile, self.overlap)
         views = (array[top:bottom, left:right] for left, top, right, bottom in windows)
         items = [self.backend.prepare(np.ascontiguousarray(view)) for view in views]
-        return _Image(source, size, windows, items)
+        return ReadImage(source, size, windows, items)
 
-    def _detect(self, images: Sequence["_Image"]) -> list[Result]:
+    def detect(self, images: Sequence["ReadImage"]) -> list[Any]:
+        """Detect in images that were read, in batches of one shape; one result for each."""
         items = [item for image in images for item in image.items]
         found: dict[int, Found] = {}
         for batch in batches(items, self.batch_size):
@@ -172,7 +172,7 @@ class DetectionPredictor:
         return chosen
 
 
-class _Image:
+class ReadImage:
     """An image on its way: where it came from, and its windows as the network takes them."""
 
     def __init__(
@@ -182,7 +182,10 @@ class _Image:
 
 
 def batches(items: Sequence[Item], batch_size: int) -> list[list[int]]:
-    """Divide items into batches of like shape, with little padding.
+    """Divide items into batches of one shape.
+
+    Without padding, the result of an image does not depend on the others of its batch: the
+    features at the border of a padded image see the padding.
 
     Args:
         items: with ``image`` (3, h, w).
@@ -191,18 +194,14 @@ def batches(items: Sequence[Item], batch_size: int) -> list[list[int]]:
     Returns:
         Indices of the items of each batch.
     """
-    shapes = [tuple(item["image"].shape[-2:]) for item in items]
-    result: list[list[int]] = []
-    for index in sorted(range(len(items)), key=lambda index: shapes[index]):
-        if result and len(result[-1]) < batch_size:
-            together = [shapes[other] for other in (*result[-1], index)]
-            used = sum(height * width for height, width in together)
-            height, width = (max(side) for side in zip(*together, strict=True))
-            if used >= (1 - MAX_PADDING) * height * width * len(together):
-                result[-1].append(index)
-                continue
-        result.append([index])
-    return result
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(tuple(item["image"].shape), []).append(index)
+    return [
+        group[start : start + batch_size]
+        for group in groups.values()
+        for start in range(0, len(group), batch_size)
+    ]
 
 
 def _draw_each(results: Iterable[Any]) -> Iterator[Any]:

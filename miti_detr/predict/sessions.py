@@ -7,7 +7,7 @@ image in pixels, the rest is padding) to ``boxes`` (N, D, 4), ``scores`` (N, D) 
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -140,7 +140,9 @@ def _open_program(path: str, device: str | None) -> Session:
     program = torch.export.load(path, extra_files=extra)
     record = ExportRecord.from_json(extra[RECORD_NAME], path)
     if device != "cpu":
-        program = torch.export.passes.move_to_device_pass(program, device)
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
     module = program.module()
 
     def run(images: np.ndarray, sizes: np.ndarray) -> Outputs:

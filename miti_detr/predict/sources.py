@@ -31,7 +31,8 @@ def find_images(paths: Sequence[str | Path], *, films: bool = False) -> list[Pat
     if not found:
         names = ", ".join(map(str, paths))
         raise ValueError(
-            f"no images in {names}. Sub-folders are searched by patterns, such as '{paths[0]}/**/*.jpg'"
+            f"no images in {names}. Sub-folders are searched by patterns, such as "
+            f"'{paths[0]}/**/*.jpg'"
         )
     return list(found)
 

@@ -137,6 +137,7 @@ class _Groups:
         return index
 
     def unite(self, first: int, second: int) -> None:
+        """Join the sets of two indices."""
         low, high = sorted((self[first], self[second]))
         self._parent[high] = low
 
