@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from detectron2.structures import ImageList
 
 from miti_detr.data.shapes_render import render
 from miti_detr.modeling import MitiDetr
@@ -47,7 +49,7 @@ def compare(model: MitiDetr, session: Session) -> Parity:
     for batch in parity_batches(session):
         images, sizes = pack(batch, session.record.static_shape, session.record.image_type)
         exported = session.run(images, sizes)
-        eager = run_eager(model, batch)
+        eager = run_eager(model, batch, images.shape[-2:])
         for index, size in enumerate(sizes[: len(batch)].tolist()):
             scale = np.array([size[1], size[0]] * 2, dtype=np.float32)
             found = [output[index] for output in exported]
@@ -76,13 +78,25 @@ def parity_batches(session: Session) -> list[list[Item]]:
     return result
 
 
-def run_eager(model: MitiDetr, items: Sequence[Item]) -> list[np.ndarray]:
-    """Boxes (N, D, 4), scores and labels (N, D) of a model, by its own preprocessing."""
+def run_eager(
+    model: MitiDetr, items: Sequence[Item], padded: tuple[int, ...] = (0, 0)
+) -> list[np.ndarray]:
+    """Boxes (N, D, 4), scores and labels (N, D) of a model, by its own preprocessing.
+
+    Args:
+        model: in evaluation mode.
+        items: a batch.
+        padded: least height and width of the batch, as the features of an image depend on the
+            padding beside it.
+    """
     inputs = [
         {**item, "image": torch.from_numpy(np.ascontiguousarray(item["image"]))} for item in items
     ]
     with torch.no_grad():
         images = model.preprocess_image(inputs)
+        height, width = images.tensor.shape[-2:]
+        more = (0, max(0, padded[1] - width), 0, max(0, padded[0] - height))
+        images = ImageList(F.pad(images.tensor, more), images.image_sizes)
         prediction = model.predict_set(images, inputs, all_layers=False)
         results = model.read_detections(prediction, images.image_sizes)
     for result in results:

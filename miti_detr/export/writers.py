@@ -31,6 +31,9 @@ def record_program(
         detector: in evaluation mode.
         shape: N, H and W of the only batch that it takes; None: any.
         image_type: ``uint8`` or ``float32``.
+
+    Raises:
+        ValueError: torch cannot record the model.
     """
     count, height, width = shape or _EXAMPLE
     images = torch.zeros(count, 3, height, width, dtype=getattr(torch, image_type))
@@ -38,9 +41,14 @@ def record_program(
     free = Dim.DYNAMIC
     dynamic = None if shape else ({0: free, 2: free, 3: free}, {0: free})
     device = detector.model.device
-    with torch.no_grad(), quiet():
-        arguments = (images.to(device), sizes.to(device))
-        return torch.export.export(detector, arguments, dynamic_shapes=dynamic)
+    arguments = (images.to(device), sizes.to(device))
+    try:
+        with torch.no_grad(), quiet():
+            return torch.export.export(detector, arguments, dynamic_shapes=dynamic)
+    except Exception as error:  # of many classes; the first line says what it is
+        advice = "" if shape else " With --static N H W, it may be possible."
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"torch.export cannot record this model: {reason}.{advice}") from error
 
 
 def write_program(program: ExportedProgram, record: ExportRecord, path: Path) -> None:
@@ -54,18 +62,23 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
 
     Raises:
         ImportError: onnx or onnxscript are not installed.
+        ValueError: an operation of the model has no counterpart in ONNX.
     """
     onnx = import_extra("onnx")
     import_extra("onnxscript")
-    with torch.no_grad(), quiet():
-        written = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            verbose=False,
-        )
+    try:
+        with torch.no_grad(), quiet():
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(INPUTS),
+                output_names=list(OUTPUTS),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise ValueError(f"the model cannot be written as ONNX: {reason}") from error
     assert written is not None  # it is, unless a file is named
     model = written.model_proto
     _name_axes(model.graph)
@@ -96,7 +109,7 @@ def add_onnx_record(path: Path, record: ExportRecord) -> None:
 def write_openvino(onnx_file: Path, record: ExportRecord, path: Path) -> None:
     """Convert an ONNX file to OpenVINO's ``.xml`` and, beside it, ``.bin``."""
     openvino = import_extra("openvino")
-    model = openvino.convert_model(str(onnx_file))
+    model = openvino.Core().read_model(str(onnx_file))  # convert_model would send telemetry
     model.set_rt_info(record.to_json(), RECORD_NAME)
     openvino.save_model(model, str(path), compress_to_fp16=record.precision == "float16")
 

@@ -22,8 +22,8 @@ from tests.helpers import tiny_config
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A checkpoint whose detections differ from query to query and image to image."""
     folder = tmp_path_factory.mktemp("weights")
-    cfg = tiny_config("MODEL.DETR.SIZE_DIVISIBILITY", 16, "MODEL.DETR.DEC_LAYERS", 1)
-    cfg.merge_from_list(["MODEL.DETR.ENC_LAYERS", 1])
+    layers = ("MODEL.DETR.ENC_LAYERS", 1, "MODEL.DETR.DEC_LAYERS", 1)
+    cfg = tiny_config(*layers, "MODEL.RESNETS.OUT_FEATURES", ["res2"])  # exporters are slow
     model = build_model(cfg)
     model.load_state_dict(filled(model.state_dict()))
     MitiDetrCheckpointer(model, str(folder), cfg=cfg).save("tiny")
