@@ -9,6 +9,7 @@ of weights and locations are dot products with rows (``torch.sparse.sampled_addm
 values is a sum of rows again, after the indices are sorted.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -36,7 +37,8 @@ def sample_rows(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tenso
 
     Arguments and result are those of :func:`miti_detr.layers.deformable_attention`.
     """
-    result: Tensor = _SampleRows.apply(value.float(), tuple(shapes), locations, weights.float())
+    levels = tuple((h, w) for h, w in shapes)
+    result: Tensor = _SampleRows.apply(value.float(), levels, locations, weights.float())
     return result.to(value.dtype)
 
 
@@ -48,7 +50,7 @@ class _SampleRows(torch.autograd.Function):
         ctx: Any, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
     ) -> Tensor:
         """Sum rows; arguments as in :func:`sample_rows`, in float32."""
-        table = _Table(shapes, locations)
+        table = _table(shapes, *locations.shape[2:5])
         rows = table.fill(value)
         ctx.save_for_backward(rows, locations, weights)
         ctx.shapes = shapes
@@ -75,7 +77,7 @@ class _SampleRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of value, locations and weights."""
         rows, locations, weights = ctx.saved_tensors
-        table = _Table(ctx.shapes, locations)
+        table = _table(ctx.shapes, *locations.shape[2:5])
         n, queries = locations.shape[:2]
         gradient = gradient.reshape(n, queries, table.heads, -1)
         for_rows = torch.zeros_like(rows)
@@ -128,6 +130,13 @@ class _Points(NamedTuple):
         return left - bottom_left, right - bottom_right, bottom_left, bottom_right
 
 
+@functools.lru_cache(maxsize=64)
+def _table(shapes: Shapes, heads: int, levels: int, points: int) -> "_Table":
+    """The layout for these sizes, which the layers of a model share."""
+    with torch.inference_mode(False):
+        return _Table(shapes, heads, levels, points)
+
+
 class _Table:
     """Layout of the table, and what is the same for all queries.
 
@@ -137,9 +146,8 @@ class _Table:
         shifts: from the first corner of a sample to its four corners.
     """
 
-    def __init__(self, shapes: Shapes, locations: Tensor) -> None:
-        """Lay out levels of these shapes for locations (N, Lq, M, levels, points, 2)."""
-        heads, levels, points = locations.shape[2:5]
+    def __init__(self, shapes: Shapes, heads: int, levels: int, points: int) -> None:
+        """Lay out levels of these shapes for so many points of each head on each level."""
         self.shapes = shapes
         self.pitch = max(w for _, w in shapes) + _BORDER
         self.heads = heads
@@ -151,14 +159,14 @@ class _Table:
         ]
 
         def of_levels(numbers: list[int]) -> Tensor:
-            row = locations.new_tensor(numbers)[:, None].expand(heads, levels, points)
+            row = torch.tensor(numbers, dtype=torch.float32)[:, None].expand(heads, levels, points)
             return row.reshape(-1)
 
         self.widths, self.heights = (of_levels([s[axis] for s in shapes]) for axis in (1, 0))
         head = torch.arange(heads).repeat_interleave(self.count)
         cells = [start * self.pitch + _BORDER for start in self.starts]
         self.offsets = of_levels(cells) * heads + head
-        self.half = locations.new_tensor(-0.5)
+        self.half = torch.tensor(-0.5)
 
     def fill(self, value: Tensor) -> Tensor:
         """Rows (N size, D) of values (N, S, M, D)."""
@@ -220,7 +228,7 @@ class _Table:
         column, row = x.floor(), y.floor()
         index = torch.add(self.offsets, row, alpha=self.pitch * self.heads)
         index = index.add_(column, alpha=self.heads).to(torch.int32)
-        index.clamp_(0, self.size - 1)  # NaN has become any number
+        index.clamp_(0, self.size - 1 - self.shifts[-1])  # NaN has become any number
         if images > 1:
             first = torch.arange(images, dtype=torch.int32) * self.size
             index.view(images, -1).add_(first[:, None])
@@ -290,18 +298,25 @@ def _scatter(
         corners: four weights (R count).
         table: the layout.
     """
+    shifts: tuple[int, ...] = table.shifts
+    points = index.numel()
+    if points < len(rows):  # few: one sum for all corners
+        index = torch.cat([index + shift for shift in shifts])
+        corners, shifts = [torch.cat(corners)], (0,)
     order = index.sort(stable=True).indices
+    sorted_weights = [weight.index_select(0, order) for weight in corners]
+    if len(shifts) == 1:
+        order.remainder_(points)
     counts = torch.bincount(index, minlength=len(rows))
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     source = order.div(table.count, rounding_mode="floor").to(torch.int32)
-    sorted_weights = [weight.index_select(0, order) for weight in corners]
     edges = [*range(0, len(rows), _ROWS), len(rows)]
     bounds = starts[edges].tolist()
     for first, last, begin, end in zip(edges, edges[1:], bounds, bounds[1:], strict=False):
         if begin == end:
             continue
         offsets = (starts[first:last] - begin).to(torch.int32)
-        for shift, weight in zip(table.shifts, sorted_weights, strict=True):
+        for shift, weight in zip(shifts, sorted_weights, strict=True):
             part = F.embedding_bag(
                 source[begin:end],
                 vectors,
