@@ -99,10 +99,10 @@ def main() -> None:
     prepare_cpu()
     items = random_inputs(3, batch=1, sizes=(tuple(args.size),))
     images, sizes = pack([{"image": items[0]["image"].numpy()}])
-    plain = build(args, items, False)
+    plain, fast = (build(args, items, accelerated) for accelerated in (False, True))
     calls: dict[str, Call] = {
         "eager, plain": lambda: plain(items),
-        "eager, accelerated": lambda fast=build(args, items, True): fast(items),
+        "eager, accelerated": lambda: fast(items),
     }
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         for kind, run in sessions(args, plain, items[0], Path(name)):

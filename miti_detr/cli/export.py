@@ -2,7 +2,7 @@
 
 import argparse
 
-from .arguments import positive_int
+from .arguments import positive_int, split_overrides
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -67,10 +67,11 @@ def run(args: argparse.Namespace) -> int:
     from miti_detr.predict.sources import find_images
 
     prepare_cpu()
+    images, overrides = split_overrides(args.calibration)
     options = ExportOptions(
         format=args.format,
         precision=args.precision,
-        calibration=find_images(args.calibration) if args.calibration else (),
+        calibration=find_images(images) if images else (),
         dataset=args.dataset,
         static_shape=tuple(args.static) if args.static else None,
         image_type=args.image_type,
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         options,
         config_file=args.config_file,
-        overrides=args.overrides,
+        overrides=[*overrides, *args.overrides],
         say=print,
     )
     print(f"wrote {path}")

@@ -47,7 +47,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--top-k", type=positive_int, metavar="K", help="detections per image")
     parser.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="detect these classes only; default: all"
+        "--classes", metavar="NAME,NAME", help="detect these classes only; default: all"
     )
     parser.add_argument(
         "--tile", type=positive_int, metavar="PIXELS", help="search tiles of larger images, too"
@@ -82,17 +82,19 @@ def run(args: argparse.Namespace) -> int:
 
     words, overrides = split_overrides(args.images)
     files = find_images(words, films=True)
-    overrides = [*overrides, *args.overrides]
+    names = ("threshold", "top_k", "tile", "overlap", "precision", "config_file")
     options = {
-        **{name: getattr(args, name) for name in ("threshold", "top_k", "classes", "tile")},
-        **{name: getattr(args, name) for name in ("overlap", "device", "precision")},
-        **{"config_file": args.config_file, "overrides": overrides},
+        **{name: getattr(args, name) for name in names},
+        "classes": args.classes.split(",") if args.classes else None,
+        "overrides": [*overrides, *args.overrides],
     }
     if not is_exported(args.weights):
         from miti_detr.engine import prepare_cpu
 
         prepare_cpu()
-    predictor = load_predictor(args.weights, batch_size=args.batch_size, **options)
+    predictor = load_predictor(
+        args.weights, device=args.device, batch_size=args.batch_size, **options
+    )
     print(f"miti-detr: {predictor}", file=sys.stderr)
     start = time.perf_counter()
     # disable=None hides the bar unless standard error is a terminal.
