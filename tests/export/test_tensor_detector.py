@@ -97,9 +97,7 @@ def test_detectron2s_tracing_adapter_takes_other_sizes(accelerate: bool) -> None
     model = build_model(tiny_config("MODEL.ACCELERATE", accelerate)).eval()
     model.load_state_dict(filled(model.state_dict()))
     inputs = [{"image": image("a", 96, 80)}]
-    adapter = TracingAdapter(
-        model, inputs, lambda model, inputs: [{"instances": model(inputs)[0]["instances"]}]
-    )
+    adapter = TracingAdapter(model, inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
