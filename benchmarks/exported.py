@@ -7,6 +7,7 @@ time of the accelerated model over that of the other, the median of all rounds.
 
 import argparse
 import dataclasses
+import functools
 import statistics
 import tempfile
 import time
@@ -106,7 +107,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         for kind, run in sessions(args, plain, items[0], Path(name)):
-            calls[kind] = lambda run=run: run(images, sizes)
+            calls[kind] = functools.partial(run, images, sizes)
         seconds = measure(calls, args.rounds)
     base = np.array(seconds["eager, accelerated"])
     rows = [

@@ -29,7 +29,8 @@ def render_scene(seed: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
     """
     rng = np.random.RandomState(seed)
     image, colours = _draw_background(rng, HEIGHT, WIDTH)
-    boxes, labels = np.empty((OBJECTS, 4)), []
+    boxes = np.empty((OBJECTS, 4))
+    labels: list[int] = []
     while len(labels) < OBJECTS:
         shape = _draw_shape(rng, SIZES, HEIGHT, WIDTH)
         assert shape is not None
