@@ -94,6 +94,6 @@ def _deformops() -> Any:
         cells = sizes.prod(1)
         starts = cells.cumsum(0) - cells
         result: Tensor = msda(value, sizes, starts, locations, weights.to(value.dtype))
-        return result.flatten(2) if result.dim() == 4 else result
+        return result
 
     return operator

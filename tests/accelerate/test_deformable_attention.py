@@ -1,6 +1,8 @@
 """Deformable attention by sums of rows is the plain one."""
 
 import copy
+import sys
+import types
 
 import pytest
 import torch
@@ -128,3 +130,24 @@ def test_without_sparse_products_the_plain_form_is_used(monkeypatch, caplog):
         assert not fast._works()
     finally:
         fast._works.cache_clear()
+
+
+def test_arguments_of_deformops(monkeypatch):
+    """As its documentation has them: sizes and first cells of the levels, weights like values."""
+    value, locations, weights = arguments(2, 5)
+
+    def msda(given, sizes, starts, places, factors):
+        assert starts.tolist() == [0, 45, 57]
+        assert factors.dtype == given.dtype
+        return deformable_attention(given, [tuple(s) for s in sizes.tolist()], places, factors)
+
+    registry = types.SimpleNamespace(msda=msda)
+    monkeypatch.setitem(sys.modules, "deformops", types.SimpleNamespace(registry=registry))
+    monkeypatch.setitem(sys.modules, "deformops.registry", registry)
+    fast._deformops.cache_clear()
+    try:
+        found = fast._deformops()(value.bfloat16(), SHAPES, locations, weights)
+    finally:
+        fast._deformops.cache_clear()
+    expected = deformable_attention(value, SHAPES, locations, weights)
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)

@@ -4,12 +4,14 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from miti_detr.config import add_miti_detr_config
 from miti_detr.engine import build_optimizer
 from miti_detr.engine.solver import is_backbone
+from tests.modeling.deformable.helpers import tiny
 
 
 class Model(nn.Module):
@@ -52,6 +54,19 @@ def test_two_groups_with_one_weight_decay() -> None:
     }
     assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-2}
     assert type(optimizer) is torch.optim.AdamW
+
+
+def test_layers_that_choose_places_learn_slowly() -> None:
+    """Sampling offsets and reference points of Deformable-DETR at BASE_LR x 0.1, as published."""
+    cfg = tiny("base", "SOLVER.BASE_LR", 2e-4, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    slow = ("backbone.", "sampling_offsets.", "reference_points.")
+    for name, parameter in model.named_parameters():
+        expected = 2e-5 if any(part in name for part in slow) else 2e-4
+        assert rates[id(parameter)] == pytest.approx(expected), name
+    assert sum("sampling_offsets" in name for name, _ in model.named_parameters()) == 2 * 4
 
 
 @pytest.mark.parametrize(
