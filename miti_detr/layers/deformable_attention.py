@@ -138,20 +138,23 @@ class DeformableAttention(nn.Module):
             outside, in float32 or better, and weights (N, Lq, M, levels, points), which sum to 1
             for each query and head.
         """
-        shape = (self.nhead, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query)
+        points = (self.num_levels, self.num_points)
+
+        def of_points(x: Tensor) -> Tensor:
+            # (..., levels, 2) as one row for each head: broadcasting over short inner dimensions is
+            # slow on CPUs.
+            return x[..., None, :].expand(*x.shape[:-1], self.num_points, 2).flatten(-3)
+
+        offsets = self.sampling_offsets(query).unflatten(-1, (self.nhead, -1))
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
-        weights = self.attention_weights(query).unflatten(-1, (self.nhead, -1)).softmax(-1)
-        anchors = references[:, :, None, :, None]  # (N, Lq, 1, levels, 1, 2 or 4)
         if references.shape[-1] == 2:
-            # As one long row: broadcasting over short inner dimensions is slow on CPUs.
-            sizes = offsets.new_tensor([(w, h) for h, w in spatial_shapes])
-            offsets = offsets / sizes[:, None].expand(*shape, 2).flatten()
-            locations = anchors + offsets.unflatten(-1, (*shape, 2))
+            offsets = offsets / of_points(offsets.new_tensor([(w, h) for h, w in spatial_shapes]))
         else:
-            offsets = offsets.unflatten(-1, (*shape, 2)) / self.num_points
-            locations = anchors[..., :2] + offsets * anchors[..., 2:] * 0.5
-        return locations, weights.unflatten(-1, shape[1:])
+            sides = of_points(references[..., 2:])[:, :, None]
+            offsets = offsets / self.num_points * sides * 0.5
+        locations = of_points(references[..., :2])[:, :, None] + offsets
+        weights = self.attention_weights(query).unflatten(-1, (self.nhead, -1)).softmax(-1)
+        return locations.unflatten(-1, (*points, 2)), weights.unflatten(-1, points)
 
     def _sample(
         self, value: Tensor, spatial_shapes: Shapes, locations: Tensor, weights: Tensor
