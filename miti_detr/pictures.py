@@ -93,21 +93,23 @@ def upright(image: Image.Image, orientation: str = "apply") -> Image.Image:
     return _to_8_bits(image) if image.mode.startswith(("I", "F")) else image
 
 
-def decode(image: Image.Image, channels: str) -> Any:
-    """Decode the pixels of an upright image as (H, W, 3) uint8, ``RGB`` or ``BGR``."""
-    array = np.asarray(upright(image).convert("RGB"))
+def decode(image: Image.Image, channels: str, orientation: str = "apply") -> Any:
+    """Decode the pixels of an image as (H, W, 3) uint8, ``RGB`` or ``BGR``; see :func:`upright`."""
+    array = np.asarray(upright(image, orientation).convert("RGB"))
     return np.ascontiguousarray(array[:, :, ::-1] if channels == "BGR" else array)
 
 
-def read_picture(file_name: str | os.PathLike[str], channels: str) -> Any:
-    """Read an image file, upright; see :func:`decode`.
+def read_picture(
+    file_name: str | os.PathLike[str], channels: str, orientation: str = "apply"
+) -> Any:
+    """Read an image file; see :func:`decode`.
 
     Raises:
         ImageError: the file is missing, not a regular file, not an image, truncated, or more than
             100 times as long as it is wide.
     """
     with opened(file_name) as image:
-        return decode(image, channels)
+        return decode(image, channels, orientation)
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -136,6 +136,7 @@ def make_record(cfg: CfgNode, model: MitiDetr, options: ExportOptions) -> Export
         pixel_std=pixels["pixel_std"],
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
+        orientation=cfg.DATASETS.EXIF_ORIENTATION,
         precision=options.precision,
         image_type=options.image_type,
         threshold=float(recorded.get("threshold", DEFAULT_THRESHOLD)),

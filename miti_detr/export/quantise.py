@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from miti_detr.predict.backends import SessionBackend, pack
-from miti_detr.predict.inputs import to_array
+from miti_detr.predict.inputs import Source
 from miti_detr.predict.sessions import open_session
 
 from .writers import INPUTS, import_extra, quiet
@@ -64,7 +64,9 @@ class _Calibration:
     ) -> Iterator[dict[str, np.ndarray]]:
         record = backend.record
         for image in images:
-            item = backend.prepare(to_array(image, backend.input_format))
+            item = backend.prepare(
+                Source(image, None, record.orientation).read(record.input_format)
+            )
             batch = pack([item], record.static_shape, record.image_type)
             yield dict(zip(INPUTS, batch, strict=True))
 

@@ -1,7 +1,6 @@
 """The meta-architecture: DETR and Miti-DETR in Detectron2.
 
-N images, H x W padded batch in pixels, h x w feature grid, Q queries, L decoder layers, C width, K
-classes.
+N images padded to H x W pixels, h x w feature grid, Q queries, L layers, C width, K classes.
 """
 
 from collections.abc import Callable, Sequence

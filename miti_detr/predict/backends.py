@@ -24,6 +24,7 @@ class Backend(Protocol):
 
     Attributes:
         input_format: channel order that it takes.
+        orientation: ``apply`` or ``ignore`` the EXIF orientation of files.
         precision: in which it computes.
         provider: what computes, in words.
         classes: names and ids of its classes.
@@ -31,6 +32,7 @@ class Backend(Protocol):
     """
 
     input_format: str
+    orientation: str
     precision: str
     provider: str
     classes: ClassTable
@@ -53,7 +55,7 @@ class SessionBackend:
         """Take an open session."""
         record = session.record
         self.record = record
-        self.input_format = record.input_format
+        self.input_format, self.orientation = record.input_format, record.orientation
         self.precision = record.precision
         self.provider = session.provider
         self.classes = ClassTable(record.class_names, record.category_ids)

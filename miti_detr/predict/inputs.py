@@ -17,25 +17,29 @@ class Source(NamedTuple):
     Attributes:
         image: path, Pillow image, array or tensor.
         channels: order of the channels of an array or tensor; None: not stated.
+        orientation: ``apply`` the EXIF orientation of a file or Pillow image, or ``ignore`` it.
     """
 
     image: Any
     channels: str | None = None
+    orientation: str = "apply"
 
     def read(self, channels: str) -> np.ndarray:
         """Read the pixels, see :func:`to_array`."""
-        return to_array(self.image, channels, given=self.channels)
+        return to_array(self.image, channels, given=self.channels, orientation=self.orientation)
 
 
-def to_array(image: Any, channels: str, *, given: str | None = None) -> np.ndarray:
+def to_array(
+    image: Any, channels: str, *, given: str | None = None, orientation: str = "apply"
+) -> np.ndarray:
     """Read one image.
 
     Args:
         image: path; Pillow image; NumPy array (H, W), (H, W, 1) or (H, W, 3); or tensor (1, H, W)
-            or (3, H, W). Files and Pillow images are turned upright by their EXIF orientation.
-            Values of arrays and tensors are in 0..255, of any real type.
+            or (3, H, W). Values of arrays and tensors are in 0..255, of any real type.
         channels: order of the result, ``RGB`` or ``BGR``.
         given: order of an array or tensor with three channels.
+        orientation: ``apply`` the EXIF orientation of a file or Pillow image, or ``ignore`` it.
 
     Returns:
         (H, W, 3) uint8, contiguous.
@@ -48,9 +52,9 @@ def to_array(image: Any, channels: str, *, given: str | None = None) -> np.ndarr
     if given not in (None, *CHANNELS):
         raise ValueError(f"channels is {given!r}. Use RGB or BGR.")
     if isinstance(image, str | os.PathLike):
-        return read_picture(image, channels)
+        return read_picture(image, channels, orientation)
     if isinstance(image, Image.Image):
-        return decode(image, channels)
+        return decode(image, channels, orientation)
     array = _pixels(image)
     if array.shape[2] == 1:
         return np.ascontiguousarray(np.repeat(array, 3, axis=2))

@@ -15,7 +15,6 @@ from miti_detr.visualize.drawing import resize_for_reading
 from .background import in_background
 from .detections import Result
 from .films import predict_film
-from .inputs import Source
 from .journal import Entry, Journal
 from .predictor import DetectionPredictor, ReadImage
 from .results import WRITERS, Image, images_of, to_entry
@@ -165,7 +164,7 @@ def _read(
     images, failures = [], []
     for index in part:
         try:
-            images.append((index, predictor.read(Source(files[index]))))
+            images.append((index, predictor.read(files[index])))
         except ImageError as error:
             failures.append((index, str(error)))
     return images, failures

@@ -80,11 +80,11 @@ class DetectionPredictor:
             ValueError: an image has another shape or other values, or ``channels`` is missing.
         """
         if not isinstance(images, list | tuple):
-            return self.detect([self.read(Source(images, channels))])[0]
-        sources = (Source(image, channels) for image in images)
+            return self.detect([self.read(images, channels)])[0]
+        remaining = iter(images)
         chunk = _CHUNK * self.batch_size
         results: list[Result] = []
-        while part := [self.read(source) for source in itertools.islice(sources, chunk)]:
+        while part := [self.read(one, channels) for one in itertools.islice(remaining, chunk)]:
             results += self.detect(part)
         return results
 
@@ -116,8 +116,8 @@ class DetectionPredictor:
             from .films import read_frames
 
             images, channels = read_frames(images), "RGB"
-        sources = (Source(image, channels) for image in images)
-        ready = in_background(map(self.read, sources), 2 * batch_size)
+        read = (self.read(image, channels) for image in images)
+        ready = in_background(read, 2 * batch_size)
         found = in_background(self._detect_all(ready, batch_size), 2 * batch_size)
         yield from in_background(_draw_each(found), 2 * batch_size) if draw else found
 
@@ -125,8 +125,9 @@ class DetectionPredictor:
         while part := list(itertools.islice(ready, batch_size)):
             yield from self.detect(part)
 
-    def read(self, source: Source) -> "ReadImage":
+    def read(self, image: Any, channels: str | None = None) -> "ReadImage":
         """Read an image, and prepare its windows for the network; as :meth:`__call__` does."""
+        source = Source(image, channels, self.backend.orientation)
         array = source.read(self.backend.input_format)
         size = (array.shape[0], array.shape[1])
         windows = windows_of(size, self.tile, self.overlap)

@@ -21,6 +21,8 @@ class ExportRecord:
         pixel_std: per channel; the graph divides by it.
         min_size: shorter side in pixels to which images are resized; 0: they are not resized.
         max_size: longest side in pixels after that.
+        orientation: whether images are turned upright by their EXIF orientation (``apply``), or
+            taken as they are (``ignore``).
         precision: ``float32``, ``float16`` or ``int8``.
         image_type: of the images that the graph takes, ``uint8`` or ``float32`` (in 0..255).
         threshold: lowest score of a detection, unless the user gives another.
@@ -36,6 +38,7 @@ class ExportRecord:
     pixel_std: list[float]
     min_size: int
     max_size: int
+    orientation: str = "apply"
     precision: str = "float32"
     image_type: str = "uint8"
     threshold: float = 0.5

@@ -63,6 +63,7 @@ class CheckpointBackend:
         record = checkpoint_record(cfg)
         device = torch.device(cfg.MODEL.DEVICE)
         self.input_format = self._predictor.input_format
+        self.orientation = self._predictor.orientation
         self.precision = cfg.SOLVER.AMP.PRECISION if cfg.TEST.AMP.ENABLED else "float32"
         self.provider = f"torch {device}"
         self.classes = classes_of(cfg, record)

@@ -90,8 +90,8 @@ def test_torch_export_agrees_and_a_missing_mask_is_noticed(
     assert not compare(model, session).exceeds(1e-6)
 
     def without_sizes(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
-        whole = np.broadcast_to(images.shape[-2:], sizes.shape)
-        boxes, scores, labels = session.run(images, np.ascontiguousarray(whole))
+        whole = np.full_like(sizes, images.shape[-2:])
+        boxes, scores, labels = session.run(images, whole)
         return boxes * (sizes / whole)[:, None, [1, 0, 1, 0]], scores, labels
 
     assert compare(model, session._replace(run=without_sizes)).exceeds(1e-3)

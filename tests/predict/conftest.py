@@ -22,7 +22,7 @@ CLASSES = ClassTable(["cat", "dog"], [17, 18])
 class FixedBackend:
     """Finds in every image class 1 with score 0.9 in its left half and class 0 with 0.3 in all."""
 
-    input_format, precision, provider = "BGR", "float32", "nothing"
+    input_format, orientation, precision, provider = "BGR", "apply", "float32", "nothing"
     classes, threshold = CLASSES, 0.5
 
     def __init__(self) -> None:

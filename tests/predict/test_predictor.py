@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 from torch.testing import assert_close
 
 import miti_detr
@@ -142,6 +145,24 @@ def test_a_checkpoint_agrees_with_the_model(weights: str) -> None:
     assert listed[0].to("cpu").draw().size == (120, 60)
     assert set(predictor.class_names) == {"circle", "square", "triangle"}
     assert predictor.provider == "torch cpu"
+
+
+def test_the_orientation_of_files_is_that_of_the_config(weights: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(noise(40, 60)).save(path, exif=exif)
+    assert load_predictor(weights)(path).image_size == (60, 40)
+    overrides = ("DATASETS.EXIF_ORIENTATION", "ignore")
+    result = load_predictor(weights, overrides=overrides)(path)
+    assert result.image_size == result.draw().size[::-1] == (40, 60)
+
+
+def test_detectron2s_visualizer_draws_a_result(weights: str) -> None:
+    image = noise(60, 80)
+    result = load_predictor(weights, threshold=0.0)(image, channels="RGB")
+    picture = Visualizer(image, MetadataCatalog.get("shapes_val")).draw_instance_predictions(result)
+    assert (picture.get_image() != image).any()
 
 
 def test_tiles_of_a_checkpoint_are_instances(weights: str) -> None:
