@@ -11,8 +11,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "export",
         help="write a model for torch.export, ONNX or OpenVINO",
         description="Exports a trained model, and compares the file with the model on single "
-        "images and padded batches. A float32 file that differs is not written. For float16, int8 "
-        "and --static, the difference of AP is printed.",
+        "images and padded batches. A float32 file that differs is not written. For float16 and "
+        "int8 the difference of AP is printed.",
         epilog="KEY VALUE pairs at the end override the config, such as INPUT.MIN_SIZE_TEST 640.",
     )
     parser.add_argument("weights", metavar="WEIGHTS", help="checkpoint of the model")
@@ -41,8 +41,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--dataset",
         default="",
         metavar="NAME",
-        help="data set on which AP is compared; default: the first of DATASETS.TEST, where AP may "
-        "change",
+        help="data set on which AP is compared; default: for lower precision the first of "
+        "DATASETS.TEST",
     )
     parser.add_argument(
         "--static",

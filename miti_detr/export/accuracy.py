@@ -21,6 +21,30 @@ BATCH_SIZE = 4  # with padding, as in production
 Detector = Callable[[list[Item]], list[dict[str, Any]]]
 
 
+def check_dataset(cfg: CfgNode, dataset: str) -> None:
+    """Check that AP can be measured on a data set, before long work.
+
+    Raises:
+        ValueError: it is not registered, or its files are missing.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = (dataset,)
+    register_missing(cfg)
+    reason = "it is not registered"
+    if dataset in DatasetCatalog:
+        try:
+            DatasetCatalog.get(dataset)
+        except OSError as error:
+            reason = str(error)
+        else:
+            return
+    raise ValueError(
+        f"the difference of AP cannot be measured on the data set {dataset!r}: {reason}. Name "
+        "another one with --dataset."
+    )
+
+
 def average_precision(detect: Detector, cfg: CfgNode, dataset: str) -> float:
     """Evaluate a detector in batches of :data:`BATCH_SIZE`.
 
@@ -33,15 +57,12 @@ def average_precision(detect: Detector, cfg: CfgNode, dataset: str) -> float:
         COCO's AP of boxes, in 0..100.
 
     Raises:
-        KeyError: there is no such data set.
+        ValueError: as :func:`check_dataset`.
     """
+    check_dataset(cfg, dataset)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TEST.IMS_PER_BATCH = BATCH_SIZE
-    cfg.DATASETS.TEST = (dataset,)
-    register_missing(cfg)
-    if dataset not in DatasetCatalog:
-        raise KeyError(f"there is no data set {dataset}. Name a registered one with --dataset.")
     with tempfile.TemporaryDirectory() as folder:
         loader = build_test_loader(cfg, dataset)
         evaluator = build_evaluator(cfg, dataset, folder)

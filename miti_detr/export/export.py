@@ -17,7 +17,7 @@ from miti_detr.predict.record import ExportRecord
 from miti_detr.predict.sessions import open_session
 from miti_detr.predict.torch_backend import DEFAULT_THRESHOLD, checkpoint_record, classes_of
 
-from .accuracy import average_precision, eager_detector, session_detector
+from .accuracy import average_precision, check_dataset, eager_detector, session_detector
 from .parity import compare
 from .quantise import quantise
 from .tensor_detector import TensorDetector
@@ -42,8 +42,7 @@ class ExportOptions:
         format: ``torch``, ``onnx`` or ``openvino``.
         precision: ``float32``, ``float16`` or ``int8`` (the last two not for ``torch``).
         calibration: image files for ``int8``.
-        dataset: data set for AP; "": the first of ``DATASETS.TEST``, where AP may change: in lower
-            precision, and in batches of one shape, which have more padding.
+        dataset: data set for AP; "": the first of ``DATASETS.TEST``, for lower precision only.
         static_shape: N, H and W of the only batch that the file takes; None: any.
         image_type: ``uint8`` or ``float32`` images.
     """
@@ -107,6 +106,10 @@ def export_model(
     # The plain model: exported files are optimised by their own runtimes.
     plain = ["MODEL.ACCELERATE", "False", "TEST.AMP.ENABLED", "False", "MODEL.DEVICE", "cpu"]
     cfg = load_config(config_file, weights=weights, overrides=[*overrides, *plain])
+    dataset = options.dataset
+    if options.precision != "float32":
+        dataset = dataset or next(iter(cfg.DATASETS.TEST), "")
+        check_dataset(cfg, dataset)
     model = Predictor(cfg).model
     half = options.precision == "float16" and options.format == "onnx"
     detector = TensorDetector(model, half=half)
@@ -114,7 +117,7 @@ def export_model(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
         written = Path(folder) / target.name
         _write(detector, make_record(cfg, model, options), written, options)
-        _check(model, cfg, written, options, say)
+        _check(model, cfg, written, options, dataset, say)
         if options.format == "openvino":
             os.replace(written.with_suffix(".bin"), target.with_suffix(".bin"))
         os.replace(written, target)
@@ -170,9 +173,10 @@ def _check(
     cfg: CfgNode,
     path: Path,
     options: ExportOptions,
+    dataset: str,
     say: Callable[[str], object],
 ) -> None:
-    """Compare a written file with the model.
+    """Compare a written file with the model, and with a data set that is named their AP.
 
     Raises:
         ValueError: a float32 file differs.
@@ -186,14 +190,6 @@ def _check(
         )
     if options.precision == "float32":
         say(f"compared with the model by {session.provider}: {parity}")
-    dataset = options.dataset
-    if not dataset and (options.precision != "float32" or options.static_shape):
-        if not cfg.DATASETS.TEST:
-            raise ValueError(
-                "the difference of AP cannot be measured: DATASETS.TEST is empty. Name a data set "
-                "with --dataset."
-            )
-        dataset = cfg.DATASETS.TEST[0]
     if dataset:
         before = average_precision(eager_detector(model), cfg, dataset)
         after = average_precision(session_detector(SessionBackend(session)), cfg, dataset)

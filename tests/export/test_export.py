@@ -167,6 +167,17 @@ def test_bad_options(options: dict[str, str], message: str) -> None:
         ExportOptions(**options)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "reason"), [("gone", "it is not registered"), ("coco_2017_val", "No such file")]
+)
+def test_lower_precision_needs_data(weights: str, dataset: str, reason: str) -> None:
+    """It is checked before the export."""
+    options = ExportOptions(precision="float16", dataset=dataset)
+    with pytest.raises(ValueError, match=rf"cannot be measured on .*{dataset}.*{reason}"):
+        export_model(weights, "gone/model.onnx", options)
+    assert not Path("gone").exists()
+
+
 def test_the_command_names_bad_input(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", weights, "--format", "onnx", "--output", "model.xml"]) == 1
     assert "model.xml does not end in .onnx" in capsys.readouterr().err
