@@ -112,7 +112,7 @@ def test_resnets_that_compute_something_else_are_not_exported(overrides, message
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("miti.pth", ("--to", "hf"), "Hugging Face's DETR has no layer residual before_norm"),
+        ("miti.pth", ("--to", "hf"), "Hugging Face's models have no layer residual before_norm"),
         ("miti.pth", ("--to", "ours", "--residual", "none"), "records before_norm as its layer"),
         ("official.pth", ("--to", "hf", "--num-classes", "7"), "a whole model is needed for hf"),
         ("nothing.pth", ("--to", "detr"), "no such file or folder"),

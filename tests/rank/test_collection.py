@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
+from miti_detr.accelerate.prepared_weights import is_hooked
 from miti_detr.rank import measure_rank, measure_tokens, record_states
 from tests.helpers import tiny_config, training_input
 
@@ -68,7 +69,7 @@ def test_model_is_left_as_it_was(model):
     assert model.training
     assert not model.backbone.training
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.transformer.modules())
+    assert not any(is_hooked(m) for m in model.transformer.modules())
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
