@@ -20,7 +20,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 import miti_detr.evaluation.coco
 from miti_detr.bench.meters import Clock
 from miti_detr.data import build_train_loader
-from miti_detr.evaluation import BoxEvaluator
+from miti_detr.evaluation import InstanceEvaluator
 from miti_detr.files import write_text
 
 from .peers import Peer
@@ -95,7 +95,7 @@ def bench_evaluation(images: int, seed: int = 0) -> dict[str, Any]:
         name = f"benchmark_{images}"
         outputs = _make_data_set(name, folder, images, np.random.default_rng(seed))
         try:
-            ours = BoxEvaluator(name, folder, fast=True)
+            ours = InstanceEvaluator(name, folder, fast=True)
             if not ours.is_fast:
                 raise ImportError(
                     "faster-coco-eval is missing. Run `pip install miti_detr[fast-eval]`"

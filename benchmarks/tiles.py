@@ -28,7 +28,7 @@ def render_scene(seed: int) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
         (H, W, 3) uint8 RGB, boxes (T, 4) xyxy in pixels, classes (T,).
     """
     rng = np.random.RandomState(seed)
-    image, colours = _draw_background(rng, HEIGHT, WIDTH)
+    image, colours, _ = _draw_background(rng, HEIGHT, WIDTH)
     boxes = np.empty((OBJECTS, 4))
     labels: list[int] = []
     while len(labels) < OBJECTS:

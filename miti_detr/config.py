@@ -32,6 +32,7 @@ def _defaults() -> CN:
     _add_transformer_keys(cfg)
     _add_prediction_keys(cfg)
     _add_deformable_keys(cfg)
+    _add_mask_keys(cfg)
     _add_pretraining_keys(cfg)
     _add_weights_keys(cfg)
     _add_backbone_keys(cfg)
@@ -130,6 +131,27 @@ def _add_deformable_keys(cfg: CN) -> None:
     detr.TWO_STAGE = False
 
 
+def _add_mask_keys(cfg: CN) -> None:
+    # MODEL.MASK_ON True: each query also has a mask. Needs finer outputs of the backbone, such as
+    # MODEL.RESNETS.OUT_FEATURES ["res2", "res3", "res4", "res5"]
+    detr = cfg.MODEL.DETR
+    # Weights of a trained detector on which only the mask head is trained; "": both are trained.
+    # They replace those of MODEL.WEIGHTS when a training begins
+    detr.FROZEN_WEIGHTS = ""
+    # Points of each mask at which its losses are taken, most of them where the mask is least
+    # certain; 0: all pixels, as published
+    detr.MASK_POINTS = 0
+    # Classes (0..K-1) that are stuff, without instances. Not empty: panoptic segmentation
+    detr.STUFF_CLASSES = []
+    # Lowest probability of the class of a panoptic segment
+    cfg.TEST.PANOPTIC_THRESHOLD = 0.85
+    # Lowest score of a detection with a mask. Masks take time: raise it where low scores do not
+    # count, unlike in COCO's metrics
+    cfg.TEST.MASK_MIN_SCORE = 0.0
+    # Form of predicted masks: bool (M, height, width) | rle (run-length encodings)
+    cfg.TEST.MASK_FORMAT = "bool"
+
+
 def _add_pretraining_keys(cfg: CN) -> None:
     # MODEL.META_ARCHITECTURE UpDetr; its patches: INPUT.PATCHES
     cfg.MODEL.UP_DETR = CN()
@@ -145,8 +167,6 @@ def _add_weights_keys(cfg: CN) -> None:
     # Layer residual that MODEL.WEIGHTS was trained with: none | before_norm | after_norm.
     # "": as the file records it; a file without a record is taken as none (DETR)
     cfg.MODEL.DETR.WEIGHTS_RESIDUAL = ""
-    # Only for YAML files of the wrapper: its mask training, which is not part of this project
-    cfg.MODEL.DETR.FROZEN_WEIGHTS = ""
     # Read weights that need more than tensors and plain values. Such a file can run any code:
     # only for files whose origin you trust
     cfg.MODEL.TRUST_WEIGHTS = False
@@ -234,8 +254,9 @@ def _add_solver_keys(cfg: CN) -> None:
 
 
 def _add_data_keys(cfg: CN) -> None:
-    # Data sets to register: a list of [name, annotation json in COCO format, image folder], and of
-    # [name, image folder] for images without labels
+    # Data sets to register: a list of [name, annotation json in COCO format, image folder], of
+    # [name, panoptic json, image folder, folder of segment images], and of [name, image folder] for
+    # images without labels
     cfg.DATASETS.COCO_FORMAT = []
     # The same for image folders only: a list of [name, image folder]
     cfg.DATASETS.UNLABELED = []

@@ -36,6 +36,12 @@ _RULES: dict[str, Rule] = {
     "MODEL.DETR.L1_WEIGHT": _WEIGHT,
     "MODEL.DETR.GIOU_WEIGHT": _WEIGHT,
     "MODEL.DETR.NO_OBJECT_WEIGHT": _WEIGHT,
+    "MODEL.MASK_ON": Choice((False, True)),
+    "MODEL.DETR.MASK_POINTS": Whole(0, 10**7),
+    "MODEL.DETR.STUFF_CLASSES": Each(Whole(0, 99_999), longest=100_000, increasing=True),
+    "TEST.PANOPTIC_THRESHOLD": Real(0, 1),
+    "TEST.MASK_MIN_SCORE": Real(0, 1),
+    "TEST.MASK_FORMAT": Choice(("bool", "rle")),
     "MODEL.UP_DETR.FEATURE_WEIGHT": _WEIGHT,
     "INPUT.PATCHES.NUMBER": Whole(0, 10_000),
     "INPUT.PATCHES.SIZE": Whole(1, 4096),
@@ -100,6 +106,11 @@ def check_model_keys(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.DETR.HIDDEN_DIM is {detr.HIDDEN_DIM}; with MODEL.DETR.POSITION_EMBEDDING "
             f"{detr.POSITION_EMBEDDING} it must be a multiple of {even}"
+        )
+    if detr.STUFF_CLASSES and detr.STUFF_CLASSES[-1] >= detr.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.DETR.STUFF_CLASSES ends with {detr.STUFF_CLASSES[-1]}; it must be below "
+            f"MODEL.DETR.NUM_CLASSES, which is {detr.NUM_CLASSES}"
         )
     _check_shallow_resnet(cfg)
     _check_deformable(cfg)

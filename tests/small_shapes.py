@@ -7,12 +7,15 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from miti_detr.data import register_shapes, render_shapes
+from miti_detr.data import register_shapes, register_shapes_panoptic, render_shapes
 
 
 @contextlib.contextmanager
 def small_shapes(root: Path) -> Iterator[Path]:
-    """While entered, ``shapes_train`` (8 images) and ``shapes_val`` (4) are in ``root/shapes``."""
+    """While entered, ``shapes_train`` (8 images) and ``shapes_val`` (4) are in ``root/shapes``.
+
+    ``shapes_panoptic_train`` and ``_val`` are the same images.
+    """
     render_shapes(root / "shapes", num_train=8, num_val=4)
     _register_anew(str(root))
     try:
@@ -22,7 +25,9 @@ def small_shapes(root: Path) -> Iterator[Path]:
 
 
 def _register_anew(root: str) -> None:
-    for name in ("shapes_train", "shapes_val"):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    for data_set in ("shapes", "shapes_panoptic"):
+        for name in (f"{data_set}_train", f"{data_set}_val"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
     register_shapes(root)
+    register_shapes_panoptic(root)

@@ -100,7 +100,7 @@ def default_config() -> CfgNode:
 def supplies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with all that snippets read."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("miti_detr", "detr", "up_detr_pretrain"):
+    for name in ("miti_detr", "detr", "up_detr_pretrain", "miti_detr_masks"):
         cfg = default_config()
         cfg.merge_from_file(str(ROOT / f"configs/shapes/{name}.yaml"))
         output = folder / "output" / "shapes" / name
@@ -243,8 +243,11 @@ def train_net_steps(words: list[str]) -> list[dict[str, Any]]:
     words = [*words, *(str(word) for word in small)]
     if "pretrain" in args.config_file:
         words += ["MODEL.DETR.NUM_CLASSES", "2"]
+    if "panoptic" in args.config_file:
+        words += ["MODEL.DETR.NUM_CLASSES", "6"]
     if "DATASETS.COCO_FORMAT" not in args.opts:
-        words += ["DATASETS.TRAIN", "('shapes_train',)", "DATASETS.TEST", "('shapes_val',)"]
+        data = "shapes_panoptic" if "panoptic" in args.config_file else "shapes"
+        words += ["DATASETS.TRAIN", f"('{data}_train',)", "DATASETS.TEST", f"('{data}_val',)"]
     if args.resume:  # the folder of the other commands holds weights without a run
         words += ["OUTPUT_DIR", "output/resumed"]
     if "MODEL.WEIGHTS" not in args.opts:

@@ -11,6 +11,7 @@ from .convert import (
 )
 from .errors import CheckpointError
 from .files import atomic_write, read_checkpoint
+from .frozen import load_frozen
 from .huggingface import to_hf
 from .variant import make_record
 
@@ -23,6 +24,7 @@ __all__ = [
     "atomic_write",
     "attach_variant",
     "convert_state_dict",
+    "load_frozen",
     "make_record",
     "read_checkpoint",
     "recognise",

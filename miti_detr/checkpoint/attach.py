@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .convert import recognise
 from .errors import CheckpointError
 from .fit import prepare_weights
+from .frozen import load_frozen_before_training
 from .sources import PRETRAINING_KEY
 from .variant import (
     RECORD_KEY,
@@ -32,7 +33,7 @@ _MISMATCH = "_weights_mismatch"  # attribute of a model: why it must not be used
 
 
 def attach_variant(model: nn.Module) -> None:
-    """Let a model record and check its variant.
+    """Let a model record and check its variant, and load its frozen weights, if it has any.
 
     Args:
         model: has the attribute ``variant``, as ``MitiDetr`` does, and may have
@@ -41,6 +42,7 @@ def attach_variant(model: nn.Module) -> None:
     model.register_state_dict_post_hook(record_variant)
     model.register_load_state_dict_pre_hook(_adapt_before_load)
     model.register_forward_pre_hook(_refuse_mismatch)
+    model.register_forward_pre_hook(load_frozen_before_training)
 
 
 def accept_weights(model: nn.Module) -> None:

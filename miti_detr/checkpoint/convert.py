@@ -16,9 +16,12 @@ from .errors import CheckpointError
 from .sources import (
     BACKBONE_SOURCES,
     FOCAL_SOURCES,
+    MASK_KEY,
+    MASK_ONLY,
     PRETRAINING_KEY,
     PRETRAINING_ONLY,
     SOURCES,
+    Source,
 )
 from .tables import Row, pattern_regex
 
@@ -76,6 +79,7 @@ def convert_state_dict(
     source: str | None = None,
     pretraining: bool = False,
     no_object: bool | None = None,
+    masks: bool = False,
 ) -> tuple[StateDict, ConversionReport]:
     """Convert a state dict to the keys of ``MitiDetr``.
 
@@ -89,6 +93,7 @@ def convert_state_dict(
             pre-training without its class head, patch projection and feature head.
         no_object: the class head of the model has a row for "no object" after those of the K
             classes, as softmax needs and focal loss does not. None: as in the source.
+        masks: keep the weights of a mask head, if the source has one.
 
     Returns:
         The new state dict, in the order of the source, and what was done.
@@ -109,11 +114,11 @@ def convert_state_dict(
         refined = any("decoder.bbox_embed." in key for key in tensors)
         dropped += merge_heads(result, refined=refined)
     pretrained = PRETRAINING_KEY in result and not pretraining
-    if pretrained:
-        left = tuple(key for key in result if key.startswith(PRETRAINING_ONLY))
-        dropped += left
-        for key in left:
-            del result[key]
+    unused = (PRETRAINING_ONLY if pretrained else ()) + (() if masks else MASK_ONLY)
+    left = tuple(key for key in result if key.startswith(unused)) if unused else ()
+    dropped += left
+    for key in left:
+        del result[key]
     reinitialised, notes = _fit_class_head(result, source, num_classes, no_object)
     mapped = len(tensors) - len(dropped) - len(reinitialised)
     if pretrained:
@@ -134,20 +139,23 @@ def to_official(state_dict: Mapping[str, Tensor], *, num_classes: int | None = N
     """Convert our state dict to the keys of the published DETR, Miti-DETR or Deformable-DETR.
 
     Args:
-        state_dict: of a ``MitiDetr`` or ``DeformableDetr`` with a ResNet of Detectron2.
-        num_classes: 80 keeps a head of 80 classes as it is; None or 91 writes it by COCO id, with
-            weight 0 and bias -1e4 for ids that are not in use. Heads of other sizes are kept.
+        state_dict: of a ``MitiDetr``, with or without masks, or of a ``DeformableDetr``, with a
+            ResNet of Detectron2.
+        num_classes: 80 or 133 keeps a head of as many classes as it is; None, 91 or 250 writes it
+            by COCO id, with weight 0 and bias -1e4 for ids that are not in use. Heads of other
+            sizes are kept.
 
     Raises:
         CheckpointError: for keys that the published models do not have.
     """
-    deformable = DEFORMABLE_KEY in state_dict
-    source = SOURCES["deformable_detr" if deformable else "detr"]
-    result = _reverse(state_dict, source.rows, source.label)
-    if num_classes in (None, class_head.NO_OBJECT_ID):
-        for key in class_head.keys_in(result):
-            if len(result[key]) == class_head.COCO_CLASSES + (not deformable):
-                result[key] = class_head.expand_coco_rows(result[key])
+    deformable, masks = DEFORMABLE_KEY in state_dict, MASK_KEY in state_dict
+    name = "deformable_detr" if deformable else "detr_panoptic" if masks else "detr"
+    source = SOURCES[name]
+    result = _reverse(state_dict, source)
+    for key in class_head.keys_in(result):
+        by_id, _ = class_head.COCO_IDS.get(len(result[key]) - (not deformable), (0, ()))
+        if by_id and num_classes in (None, by_id):
+            result[key] = class_head.expand_coco_rows(result[key])
     if deformable:
         result |= spread_heads(result, "transformer.decoder.")
     return result
@@ -162,7 +170,8 @@ def to_d2_wrapper(state_dict: Mapping[str, Tensor]) -> StateDict:
         CheckpointError: for keys that the wrapper does not have.
     """
     check_deformable(state_dict, "the Detectron2 wrapper of DETR")
-    return _reverse(state_dict, SOURCES["d2_wrapper"].rows, "the Detectron2 wrapper of DETR")
+    source = SOURCES["d2_wrapper_panoptic" if MASK_KEY in state_dict else "d2_wrapper"]
+    return _reverse(state_dict, source)
 
 
 def reverse_huggingface(state_dict: Mapping[str, Tensor]) -> StateDict:
@@ -172,8 +181,9 @@ def reverse_huggingface(state_dict: Mapping[str, Tensor]) -> StateDict:
         CheckpointError: for keys that Hugging Face's DETR and Deformable-DETR do not have.
     """
     deformable = DEFORMABLE_KEY in state_dict
-    source = SOURCES["hf_deformable" if deformable else "hf"]
-    result = _reverse(state_dict, source.rows, source.label)
+    plain = "hf_panoptic" if MASK_KEY in state_dict else "hf"
+    source = SOURCES["hf_deformable" if deformable else plain]
+    result = _reverse(state_dict, source)
     if deformable:  # copies: a file of safetensors cannot have a tensor twice
         more = spread_heads(result, "model.decoder.")
         result |= {key: value.clone() for key, value in more.items()}
@@ -225,19 +235,17 @@ def _find(rows: tuple[Row, ...], key: str, label: str) -> tuple[Row, re.Match[st
     raise CheckpointError(f"recognised as {label}, which has no key {key!r}{hint}")
 
 
-def _reverse(
-    state_dict: Mapping[str, Tensor], rows: tuple[Row, ...] | None, label: str
-) -> StateDict:
+def _reverse(state_dict: Mapping[str, Tensor], source: Source) -> StateDict:
     """Read a table from right to left, by the first row (or three of parts) that fits."""
     result: StateDict = {}
     for key, tensor in state_dict.items():
         fits = [
             (row, match)
-            for row in rows or ()
+            for row in source.rows
             if row.ours is not None and (match := pattern_regex(row.ours).fullmatch(key))
         ]
         if not fits:
-            raise CheckpointError(f"{key!r} has no counterpart in {label}")
+            raise CheckpointError(f"{key!r} has no counterpart in {source.label}")
         for row, match in fits[: 1 if fits[0][0].part is None else 3]:
             theirs = row.theirs.format(**match.groupdict())
             part = tensor if row.part is None else tensor.chunk(3)[row.part].clone()
@@ -257,17 +265,17 @@ def _fit_class_head(
     theirs = source not in FOCAL_SOURCES if by_coco_id or no_object is None else no_object
     no_object = theirs if no_object is None else no_object
     rows = len(result[present[0]])
-    is_coco = by_coco_id and class_head.coco_rows(rows, num_classes, no_object=theirs)
-    if num_classes is None and is_coco:
-        num_classes = class_head.COCO_CLASSES
+    contiguous = class_head.coco_classes(rows, no_object=theirs) if by_coco_id else None
+    if num_classes is None:
+        num_classes = contiguous
     if theirs != no_object:
         note = f"class head: with{'' if theirs else 'out'} no-object in the file, unlike the model"
     elif num_classes is None or rows == num_classes + no_object:
         return (), ()
-    elif is_coco:
+    elif contiguous == num_classes:
         for key in present:
             result[key] = class_head.select_coco_rows(result[key], no_object=no_object)
-        missing = no_object and rows == class_head.NO_OBJECT_ID
+        missing = no_object and rows == class_head.COCO_IDS[num_classes][0]
         return (), (
             f"class head: {rows} -> {num_classes + no_object} rows by COCO id"
             + "; no-object, which the file lacks, is 0" * missing,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from miti_detr.yaml_files import parse_config
 
-from .class_head import NO_OBJECT_ID, keys_in
+from .class_head import COCO_IDS, keys_in
 from .convert import ConversionReport, StateDict, convert_state_dict, to_d2_wrapper, to_official
 from .deformable import KEY as DEFORMABLE_KEY
 from .errors import CheckpointError
@@ -67,10 +67,10 @@ def convert_file(
     if to != "hf" and os.path.isdir(target):
         raise CheckpointError(f"{target}: a folder; give the name of a file to write")
     checkpoint = read_checkpoint(source, trust=trust)
-    by_coco_id = to == "detr" and num_classes == NO_OBJECT_ID
+    by_coco_id = to == "detr" and num_classes in {rows for rows, _ in COCO_IDS.values()}
     try:
         state, report = convert_state_dict(
-            checkpoint["model"], num_classes=None if by_coco_id else num_classes
+            checkpoint["model"], num_classes=None if by_coco_id else num_classes, masks=True
         )
         record = _record(checkpoint, residual, report)
         lines = [report.summary(), *filter(None, [record.get(AVERAGE)])]

@@ -12,7 +12,7 @@ from . import class_head
 from .convert import ConversionReport, StateDict, convert_state_dict
 from .deformable import check_same_system
 from .errors import CheckpointError
-from .sources import BACKBONE_SOURCES, PRETRAINING_KEY
+from .sources import BACKBONE_SOURCES, MASK_KEY, PRETRAINING_KEY
 from .variant import (
     AVERAGE,
     RECORD_KEY,
@@ -65,6 +65,7 @@ def prepare_weights(
         num_classes=len(own[heads[0]]) - no_object if heads else None,
         pretraining=PRETRAINING_KEY in own,
         no_object=no_object,
+        masks=MASK_KEY in own,
     )
     lines, different = [report.summary()], ""
     if report.source not in BACKBONE_SOURCES:

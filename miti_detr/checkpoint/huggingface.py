@@ -10,6 +10,7 @@ from .class_head import keys_in
 from .convert import PRE_NORM_KEY, StateDict, reverse_huggingface
 from .deformable import KEY as DEFORMABLE_KEY
 from .errors import CheckpointError
+from .sources import MASK_KEY
 
 # (blocks have a third convolution, blocks of res2 to res5) -> name of the network in timm
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -31,9 +32,9 @@ def to_hf(
 ) -> tuple[StateDict, dict[str, Any]]:
     """Convert a model of ours to ``transformers``, with a timm backbone.
 
-    A DETR becomes a ``DetrForObjectDetection``, a Deformable-DETR a
-    ``DeformableDetrForObjectDetection``. The keys are those of the published files, which every
-    release of ``transformers`` reads.
+    A DETR becomes a ``DetrForObjectDetection``, with a mask head a ``DetrForSegmentation``, a
+    Deformable-DETR a ``DeformableDetrForObjectDetection``. The keys are those of the published
+    files, which every release of ``transformers`` reads.
 
     Args:
         state_dict: of a post-norm ``MitiDetr`` or ``DeformableDetr`` without layer residual
@@ -72,8 +73,11 @@ def to_hf(
 
 def _detr_config(state_dict: Mapping[str, Tensor], nhead: int) -> dict[str, Any]:
     """The sizes of the transformer."""
+    masks = MASK_KEY in state_dict
+    if masks and "mask_head.adapter3.weight" not in state_dict:
+        raise CheckpointError("Hugging Face's mask head needs res2, res3 and res4 beside res5")
     config: dict[str, Any] = {
-        "architectures": ["DetrForObjectDetection"],
+        "architectures": ["DetrForSegmentation" if masks else "DetrForObjectDetection"],
         "model_type": "detr",
         "use_timm_backbone": True,
         "backbone_config": None,

@@ -9,6 +9,7 @@ from .tables import (
     DETECTRON2_RESNET,
     DETR,
     HF,
+    HF_MASK_HEAD,
     MASK_HEAD,
     TORCHVISION_RESNET,
     UP_DETR_PRETRAIN,
@@ -31,9 +32,9 @@ class Source(NamedTuple):
     rows: tuple[Row, ...]
 
 
-# In the order of trial: a more special one stands before the general one that it resembles.
+# In the order of trial: a special one comes before the general one that it resembles.
 SOURCES: dict[str, Source] = {
-    # Keys pass as they are: below our prefixes any backbone and transformer may stand.
+    # Keys pass as they are: any backbone and transformer may follow our prefixes.
     "ours": Source("miti_detr", "backbone.body.", (Row("{rest}", "{rest}"),)),
     "deformable_detr": Source("official Deformable-DETR", "transformer.level_embed", DEFORMABLE),
     "hf_deformable": Source("Hugging Face Deformable-DETR", "model.level_embed", HF_DEFORMABLE),
@@ -54,7 +55,7 @@ SOURCES: dict[str, Source] = {
     "hf_panoptic": Source(
         "Hugging Face DETR with a mask head",
         "detr.model.query_position_embeddings.",
-        (*under("detr.", HF), *MASK_HEAD),
+        (*under("detr.", HF), *HF_MASK_HEAD),
     ),
     "torchvision_resnet": Source(
         "torchvision ResNet",
@@ -78,3 +79,7 @@ FOCAL_SOURCES = ("deformable_detr", "hf_deformable")  # their class heads have n
 # class head, too, which tells "a patch of this image" from "nothing".
 PRETRAINING_KEY = "patch2query.weight"
 PRETRAINING_ONLY = ("patch2query.", "feature_align.", "class_embed.")
+
+# A model that has this key has masks. Other models take over all but these of its weights.
+MASK_KEY = "mask_head.out_lay.weight"
+MASK_ONLY = ("bbox_attention.", "mask_head.")

@@ -153,7 +153,12 @@ POSITIONS: tuple[Row, ...] = (
     Row("backbone.1.row_embed.weight", "position_encoding.row_embed.weight"),
     Row("backbone.1.col_embed.weight", "position_encoding.col_embed.weight"),
 )
-MASK_HEAD = (Row("bbox_attention.{rest}", None), Row("mask_head.{rest}", None))
+MASK_HEAD = same(
+    "bbox_attention.q_linear.{p}",
+    "bbox_attention.k_linear.{p}",
+    *(f"mask_head.{name}{{i}}.{{p}}" for name in ("lay", "gn", "adapter")),
+    "mask_head.out_lay.{p}",
+)
 
 DETR = (*under("backbone.0.body.", TORCHVISION_RESNET, BODY), *POSITIONS, *_DETECTOR)
 UP_DETR_PRETRAIN = (*DETR, *same("patch2query.{p}", "feature_align.layers.{i}.{p}"))
@@ -225,4 +230,24 @@ HF = (
         "model.decoder.layers.{i}.encoder_attn", "transformer.decoder.layers.{i}.multihead_attn"
     ),
     Row("model.decoder.layernorm.{p}", "transformer.decoder.norm.{p}"),
+)
+
+# The published names, and those of 5.x
+HF_MASK_HEAD = (
+    *MASK_HEAD,
+    *(Row(f"bbox_attention.{x}_proj.{{p}}", f"bbox_attention.{x}_linear.{{p}}") for x in "qk"),
+    *(
+        Row(f"mask_head.{theirs}.{part}.{{p}}", f"mask_head.{ours}{i}.{{p}}")
+        for i, theirs in enumerate(
+            ("conv1", "conv2", *(f"fpn_stages.{level}.refine" for level in range(3))), start=1
+        )
+        for part, ours in (("conv", "lay"), ("norm", "gn"))
+    ),
+    *(
+        Row(
+            f"mask_head.fpn_stages.{level}.fpn_adapter.{{p}}", f"mask_head.adapter{level + 1}.{{p}}"
+        )
+        for level in range(3)
+    ),
+    Row("mask_head.output_conv.{p}", "mask_head.out_lay.{p}"),
 )

@@ -43,6 +43,8 @@ CONFIG_KEYS = {
     "pixel_mean": "MODEL.PIXEL_MEAN",
     "pixel_std": "MODEL.PIXEL_STD",
     "input_format": "INPUT.FORMAT",
+    "mask_features": "MODEL.DETR.IN_FEATURES (the features for masks)",
+    "stuff_classes": "MODEL.DETR.STUFF_CLASSES",
     "class_names": "the class names of the data",
 }
 

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from miti_detr.visualize.detections import draw_detections
     from miti_detr.visualize.patches import draw_patches
 
-    cfg = load_config(args.config_file, weights=args.weights, overrides=args.overrides)
+    overrides = ["TEST.MASK_MIN_SCORE", str(args.threshold), *args.overrides]
+    cfg = load_config(args.config_file, weights=args.weights, overrides=overrides)
     dataset = args.dataset or next(iter(cfg.DATASETS.TEST), None)
     if dataset is None:
         raise ValueError("DATASETS.TEST is empty. Name a data set with --dataset")

@@ -21,6 +21,7 @@ from .coco_format import CocoSource, check_bad_annotations_key, coco_source, des
 from .images import ImageError, check_size, find_faults, image_size
 from .loader import get_bad_images
 from .mapper import get_orientation
+from .panoptic.check import check_panoptic
 from .unlabeled import check_unlabeled
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,9 @@ def _check_on_main_process(cfg: CfgNode, eval_only: bool) -> None:
     reference: _DataSet | None = None
     objects = 0 if train else 1
     for name in dict.fromkeys((*train, *test)):
+        if name in DatasetCatalog and MetadataCatalog.get(name).get("panoptic_json"):
+            objects += check_panoptic(cfg, name, _check_images)
+            continue
         data = _read(cfg, name, trained=name in train, tested=name in test)
         if data is None:
             logger.info("%s is not a list of dicts, so its annotations are not checked", name)
@@ -120,8 +124,9 @@ def _read(cfg: CfgNode, name: str, *, trained: bool, tested: bool) -> _DataSet |
     if source is not None:
         return _of_file(cfg, name, source, source.read(), trained)
     if metadata.get("evaluator_type") == "coco" and metadata.get("json_file") is not None:
+        folder, masks = metadata.image_root, cfg.MODEL.MASK_ON
         source = CocoSource(
-            name, metadata.json_file, metadata.image_root, copy="", drop_faulty=True
+            name, metadata.json_file, folder, copy="", drop_faulty=True, with_masks=masks
         )
         file = source.read()
         _check_repairs(name, file, tested=tested)
@@ -134,7 +139,9 @@ def _read(cfg: CfgNode, name: str, *, trained: bool, tested: bool) -> _DataSet |
     _check_images(cfg, f"data set {name}", files)
     names = tuple(metadata.get("thing_classes", ()))
     num_classes = len(names) or cfg.MODEL.DETR.NUM_CLASSES
-    annotations = annotations_of_dicts(dicts, f"data set {name}", num_classes)
+    annotations = annotations_of_dicts(
+        dicts, f"data set {name}", num_classes, with_masks=cfg.MODEL.MASK_ON
+    )
     return _DataSet(name, annotations, names, tuple(range(len(names))))
 
 

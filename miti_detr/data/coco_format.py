@@ -50,9 +50,12 @@ def register_coco_format(cfg: CfgNode) -> None:
     for entry in cfg.DATASETS.COCO_FORMAT:
         if is_entry(entry, 2) and not entry[1].endswith(".json"):
             continue  # images without labels: register_unlabeled
+        if is_entry(entry, 4):
+            continue  # a panoptic data set: register_panoptic_format
         if not is_entry(entry, 3):
             raise ValueError(
                 "DATASETS.COCO_FORMAT must be a list of [name, annotation json, image folder], "
+                "[name, panoptic json, image folder, folder of segment images], "
                 "or [name, image folder] for images without labels, "
                 f"such as \"[['name','train.json','images']]\"; got the entry {entry!r}"
             )
@@ -280,13 +283,13 @@ def is_entry(entry: Any, length: int) -> bool:
     )
 
 
-def forget_earlier(key: str, name: str, source: tuple[str, str]) -> None:
+def forget_earlier(key: str, name: str, source: tuple[str, ...]) -> None:
     """Unregister what an earlier call registered under a name, from the same paths.
 
     Args:
         key: of the config, for the error.
         name: of the data set.
-        source: its annotation file ("" if it has none) and its image folder.
+        source: its annotation file ("" if it has none), its image folder and further folders.
 
     Raises:
         ValueError: the name belongs to another data set.

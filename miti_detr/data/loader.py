@@ -200,7 +200,9 @@ def _load_dicts(cfg: CfgNode, names: list[str]) -> list[dict[str, Any]]:
             found = [{k: v for k, v in d.items() if k != "annotations"} for d in found]
         elif cfg.DATASETS.BAD_ANNOTATIONS == "drop":
             classes = MetadataCatalog.get(name).get("thing_classes", ())
-            found = drop_faulty(found, len(classes) or cfg.MODEL.DETR.NUM_CLASSES)
+            found = drop_faulty(
+                found, len(classes) or cfg.MODEL.DETR.NUM_CLASSES, with_masks=cfg.MODEL.MASK_ON
+            )
         dicts += [{**record, _DATA_SET: name} for record in found]
     return dicts
 

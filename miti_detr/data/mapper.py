@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from .images import ORIENTATIONS, ImageError, check_size, read_image
+from .object_masks import object_masks, objects_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class DetrDatasetMapper:
         augmentations: list[T.Augmentation],
         image_format: str,
         orientation: str = "apply",
+        with_masks: bool = False,
     ) -> None:
         """Take built parts; ``DetrDatasetMapper(cfg, is_train=...)`` builds them.
 
@@ -87,8 +89,10 @@ class DetrDatasetMapper:
             image_format: e.g. ``RGB`` or ``BGR``; see
                 :func:`~miti_detr.data.images.read_image`.
             orientation: ``apply`` or ``ignore`` the EXIF orientation.
+            with_masks: whether to add ``gt_masks``.
         """
         self.is_train = is_train
+        self.with_masks = with_masks
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.orientation = orientation
@@ -107,19 +111,19 @@ class DetrDatasetMapper:
             with_objects: add ``instances`` in any case.
 
         Raises:
-            ValueError: the config asks for masks, keypoints or proposals, or has an impossible
-                value.
+            ValueError: the config asks for keypoints or proposals, or has an impossible value.
         """
-        for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
+        for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
             if cfg.MODEL[key]:
                 raise ValueError(
-                    f"MODEL.{key} is True, but only boxes are trained. Set it to False"
+                    f"MODEL.{key} is True, but only boxes and masks are trained. Set it to False"
                 )
         return {
             "is_train": is_train or with_objects,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "orientation": get_orientation(cfg),
+            "with_masks": cfg.MODEL.MASK_ON,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -127,18 +131,20 @@ class DetrDatasetMapper:
 
         Args:
             dataset_dict: in Detectron2's format, with ``file_name``; in training with
-                ``annotations``.
+                ``annotations``, or with ``segments_info`` of a panoptic data set.
 
         Returns:
             The dict without ``annotations``, with ``height`` and ``width`` of the file, and with
 
             - ``image``: (3, H, W) uint8, contiguous;
-            - ``instances``, in training: ``gt_boxes`` (xyxy in pixels of ``image``) and
-              ``gt_classes`` (int64).
+            - ``instances``, in training: ``gt_boxes`` (xyxy in pixels of ``image``),
+              ``gt_classes`` (int64) and, if asked for, ``gt_masks`` (``BitMasks``, whichever form
+              the annotations have).
 
         Raises:
             ImageError: the image cannot be read, cannot be augmented, or has another size than the
                 dict says; the message names the file.
+            ValueError: an object has no mask although masks are asked for.
         """
         output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         image = self._read(output)
@@ -153,8 +159,11 @@ class DetrDatasetMapper:
         image = augmented.image
         output["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train:
-            annotations = dataset_dict.get("annotations", [])
-            output["instances"] = _to_instances(annotations, transforms, image.shape[:2])
+            objects = objects_of(dataset_dict)
+            instances, kept = _to_instances(objects, transforms, image.shape[:2])
+            if self.with_masks:
+                instances.gt_masks = object_masks(output, kept, transforms, image.shape[:2])
+            output["instances"] = instances
         return output
 
     def _read(self, record: dict[str, Any]) -> np.ndarray:
@@ -181,8 +190,8 @@ def get_orientation(cfg: CfgNode) -> str:
 
 def _to_instances(
     annotations: list[dict[str, Any]], transforms: T.TransformList, image_size: tuple[int, int]
-) -> Instances:
-    """Transform the boxes of an image as one array.
+) -> tuple[Instances, list[dict[str, Any]]]:
+    """Transform the boxes of an image as one array; also return the annotations that are left.
 
     The same as Detectron2's ``transform_instance_annotations``, ``annotations_to_instances`` and
     ``filter_empty_instances`` for boxes, which work on one annotation after the other.
@@ -193,11 +202,12 @@ def _to_instances(
     boxes = np.minimum(boxes, (width, height, width, height)).astype(np.float32)
     classes = np.array([a["category_id"] for a in annotations], dtype=np.int64)
     keep = (boxes[:, 2:] - boxes[:, :2] > _MIN_BOX_SIDE).all(1)
-    return Instances(
+    instances = Instances(
         image_size,
         gt_boxes=Boxes(torch.from_numpy(boxes[keep])),
         gt_classes=torch.from_numpy(classes[keep]),
     )
+    return instances, [annotation for annotation, k in zip(annotations, keep, strict=True) if k]
 
 
 def _to_xyxy(annotations: list[dict[str, Any]]) -> np.ndarray:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 NUM_TRAIN = 2000
 NUM_VAL = 300
-_FIRST_SEED = {"train": 0, "val": 1_000_000_000}
+FIRST_SEED = {"train": 0, "val": 1_000_000_000}
 _LOG_EVERY = 500  # images
 
 
@@ -42,22 +43,40 @@ def render_shapes(folder: str | Path, num_train: int = NUM_TRAIN, num_val: int =
         OSError: the disk has too little room; with the needed and the free size.
         FileExistsError: the folder holds something else.
     """
-    folder = Path(folder)
+    counts = {"train": num_train, "val": num_val}
+
+    def write(partial_folder: Path) -> None:
+        """Write both splits."""
+        _check_disk(partial_folder, counts)
+        for split, count in counts.items():
+            _write_split(partial_folder, split, count)
+
+    make_once(Path(folder), "shapes", write)
+
+
+def make_once(folder: Path, name: str, write: Callable[[Path], None]) -> None:
+    """Make the folder of a built-in data set, unless it exists; it appears whole or not at all.
+
+    Args:
+        folder: complete if it has ``train.json`` and ``val.json``.
+        name: of the data set, for messages.
+        write: called with the folder to fill, which does not exist.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
     if _is_complete(folder):  # before the lock: the folder may be read-only
         return
     with file_lock(os.path.abspath(folder)):
         if _is_complete(folder):
             return
         if folder.exists():
-            raise FileExistsError(f"{folder} is not the data set 'shapes'. Move it away")
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-        counts = {"train": num_train, "val": num_val}
-        _check_disk(folder, counts)
-        for split, count in counts.items():
-            _write_split(partial, split, count)
-        os.replace(partial, folder)
-    logger.info("The data set 'shapes' is in %s", folder)
+            raise FileExistsError(f"{folder} is not the data set {name!r}. Move it away")
+        partial_folder = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial_folder, ignore_errors=True)  # left by a run that was killed
+        write(partial_folder)
+        os.replace(partial_folder, folder)
+    logger.info("The data set %r is in %s", name, folder)
 
 
 def register_shapes(root: str) -> None:
@@ -67,11 +86,12 @@ def register_shapes(root: str) -> None:
         root: folder of Detectron2's data sets; the data set goes to ``shapes`` inside it.
     """
     folder = os.path.join(root, "shapes")
-    for split in _FIRST_SEED:
+    for split in FIRST_SEED:
         register_coco(
             f"shapes_{split}",
             os.path.join(folder, f"{split}.json"),
             os.path.join(folder, split),
+            with_masks=True,
             prepare=partial(render_shapes, folder),
             thing_classes=list(CLASSES),
             thing_dataset_id_to_contiguous_id={i + 1: i for i in range(len(CLASSES))},
@@ -79,14 +99,14 @@ def register_shapes(root: str) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    return all((folder / f"{split}.json").is_file() for split in _FIRST_SEED)
+    return all((folder / f"{split}.json").is_file() for split in FIRST_SEED)
 
 
 def _check_disk(folder: Path, counts: dict[str, int]) -> None:
     needed = 0
     for split, count in counts.items():
         for i in range(count):
-            height, width = image_size(_FIRST_SEED[split] + i)
+            height, width = image_size(FIRST_SEED[split] + i)
             needed += 3 * height * width + 4096  # headers, annotations, rounding to blocks
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
@@ -104,7 +124,7 @@ def _write_split(folder: Path, split: str, count: int) -> None:
     for i in range(count):
         if i % _LOG_EVERY == 0:
             logger.info("Rendering shapes_%s: %d of %d images", split, i, count)
-        pixels, shapes = render(_FIRST_SEED[split] + i)
+        pixels, shapes = render(FIRST_SEED[split] + i)
         name = f"{i + 1:06d}.png"
         (folder / split / name).write_bytes(encode_png(pixels))
         height, width = pixels.shape[:2]

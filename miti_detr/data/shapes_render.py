@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 CLASSES = ("circle", "square", "triangle")
+TEXTURES = ("gradient", "stripes", "blocks")  # of the background
 
 SHORT_SIDE = (128, 160)  # smallest and largest shorter side of an image, pixels
 LONG_SIDE = 224  # largest longer side, pixels
@@ -74,7 +75,7 @@ def render(seed: int) -> tuple[np.ndarray, list[Shape]]:
     """
     rng = np.random.RandomState(seed)
     height, width = _draw_size(rng)
-    image, colours = _draw_background(rng, height, width)
+    image, colours, _ = _draw_background(rng, height, width)
     shapes = _draw_scene(rng, height, width)
     for shape in shapes:
         colours.append(_draw_colour(rng, colours))
@@ -82,6 +83,25 @@ def render(seed: int) -> tuple[np.ndarray, list[Shape]]:
         image[window][mask] = colours[-1]
     noise = rng.randint(-_NOISE, _NOISE + 1, size=image.shape, dtype=np.int8)
     return (image + noise).clip(0, 255).astype(np.uint8), shapes
+
+
+def render_segments(seed: int) -> tuple[np.ndarray, list[int], int]:
+    """Tell which object each pixel of the picture of a seed belongs to.
+
+    Returns:
+        (H, W) int64, i where the i-th object (from 1, in the order of :func:`render`) is visible
+        and 0 in the background; the labels of the objects; the index of the background's texture in
+        :data:`TEXTURES`.
+    """
+    rng = np.random.RandomState(seed)
+    height, width = _draw_size(rng)
+    *_, texture = _draw_background(rng, height, width)
+    shapes = _draw_scene(rng, height, width)
+    owner = np.zeros((height, width), dtype=np.int64)
+    for number, shape in enumerate(shapes, start=1):
+        window, mask = rasterise(shape)
+        owner[window][mask] = number
+    return owner, [shape.label for shape in shapes], texture
 
 
 def rasterise(shape: Shape) -> tuple[tuple[slice, slice], np.ndarray]:
@@ -143,8 +163,8 @@ def _draw_size(rng: np.random.RandomState) -> tuple[int, int]:
 
 def _draw_background(
     rng: np.random.RandomState, height: int, width: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A gradient, stripes or blocks between two near colours: (H, W, 3) int16, and the colours."""
+) -> tuple[np.ndarray, list[np.ndarray], int]:
+    """A texture between two near colours: (H, W, 3) int16, the colours, and which texture it is."""
     first = _integers(rng, 0, 255, (3,))
     second = (first + _integers(rng, -40, 40, (3,))).clip(0, 255)
     y, x = np.arange(height)[:, None], np.arange(width)
@@ -160,7 +180,7 @@ def _draw_background(
     else:
         mix = blocks[y // period, x // period]
     tones = ((16 - np.arange(17)[:, None]) * first + np.arange(17)[:, None] * second) // 16
-    return tones.astype(np.int16)[mix], [first, second]
+    return tones.astype(np.int16)[mix], [first, second], texture
 
 
 def _draw_colour(rng: np.random.RandomState, used: list[np.ndarray]) -> np.ndarray:

@@ -140,17 +140,27 @@ class Predictor:
 
         Returns:
             For each image its detections, on the CPU, unfiltered: ``pred_boxes`` (xyxy, pixels of
-            the image as given), ``scores`` in [0, 1], ``pred_classes`` (contiguous).
+            the image as given), ``scores`` in [0, 1], ``pred_classes`` (contiguous), and
+            ``pred_masks`` if the model has masks.
 
         Raises:
             ValueError: an image has another shape.
+        """
+        return [output["instances"].to("cpu") for output in self.outputs(images)]
+
+    def outputs(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """Run the model on one batch; arguments and errors as for :meth:`__call__`.
+
+        Returns:
+            What the model returns for each image: ``instances``, and ``panoptic_seg`` of a panoptic
+            model, on its device.
         """
         if not images:
             return []
         inputs = [self.prepare(image, index) for index, image in enumerate(images)]
         with torch.no_grad():
-            outputs = self.model(inputs)
-        return [output["instances"].to("cpu") for output in outputs]
+            outputs: list[dict[str, Any]] = self.model(inputs)
+        return outputs
 
     def prepare(self, image: np.ndarray, index: int = 0) -> dict[str, Any]:
         """Turn one image into what the model takes.

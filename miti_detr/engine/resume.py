@@ -157,8 +157,14 @@ def read_results(output_dir: str, history: History, iteration: int) -> dict[str,
     return results
 
 
-def has_final_results(output_dir: str, max_iter: int) -> bool:
-    """Say whether ``metrics.json`` has the results of the evaluation at the end of a run."""
+def has_final_results(output_dir: str, max_iter: int, metric: str) -> bool:
+    """Say whether ``metrics.json`` has the results of the evaluation at the end of a run.
+
+    Args:
+        output_dir: of the run.
+        max_iter: iterations of the run.
+        metric: end of the name of one of the results.
+    """
     records = read_records(os.path.join(output_dir, "metrics.json"))
     final = [record for record in records if record["iteration"] >= max_iter]
-    return any(key.endswith("bbox/AP") for record in final for key in record)
+    return any(key.endswith(metric) for record in final for key in record)

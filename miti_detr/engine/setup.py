@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 import miti_detr
 from miti_detr.config import add_miti_detr_config
-from miti_detr.data import register_coco_format, register_unlabeled
+from miti_detr.data import register_coco_format, register_panoptic_format, register_unlabeled
 from miti_detr.model_keys import check_model_keys
 from miti_detr.yaml_files import read_config
 
@@ -61,6 +61,7 @@ def setup_config(
     resolve_device(cfg)
     check_config(cfg, world_size=world_size or comm.get_world_size())
     register_coco_format(cfg)
+    register_panoptic_format(cfg)
     register_unlabeled(cfg)
     return cfg
 

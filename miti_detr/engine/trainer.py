@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from miti_detr.data import build_test_loader, build_train_loader
-from miti_detr.evaluation import build_evaluator, write_coco_table
+from miti_detr.evaluation import best_metric, build_evaluator, write_coco_table
 from miti_detr.files import write_text
 
 from .checkpointers import BestWeights, RunCheckpointer
@@ -118,7 +118,7 @@ class Trainer(ResumableTrainer):
             The last evaluation results; None if there are none.
         """
         has_results = not self.cfg.DATASETS.TEST or has_final_results(
-            self.cfg.OUTPUT_DIR, self.max_iter
+            self.cfg.OUTPUT_DIR, self.max_iter, best_metric(self.cfg)
         )
         if self.start_iter >= self.max_iter and all(comm.all_gather(has_results)):
             logger.info(
@@ -174,7 +174,7 @@ class Trainer(ResumableTrainer):
         self._evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
         self._plan = Plan(cfg, num_images(self.data_loader))
         names = cfg.DATASETS.TEST
-        metric = "bbox/AP" if len(names) == 1 else f"{''.join(names[:1])}/bbox/AP"
+        metric = best_metric(cfg) if len(names) == 1 else f"{''.join(names[:1])}/{best_metric(cfg)}"
         self._early_stop = EarlyStop.from_config(cfg, metric)
         everywhere = [
             hooks.IterationTimer(),

@@ -1,8 +1,17 @@
 """Evaluators beside Detectron2's own."""
 
-from .build import build_evaluator
-from .coco import BoxEvaluator
+from .build import best_metric, build_evaluator
+from .coco import InstanceEvaluator
+from .panoptic import PanopticEvaluator
 from .patches import PatchEvaluator
 from .table import coco_table, write_coco_table
 
-__all__ = ["BoxEvaluator", "PatchEvaluator", "build_evaluator", "coco_table", "write_coco_table"]
+__all__ = [
+    "InstanceEvaluator",
+    "PanopticEvaluator",
+    "PatchEvaluator",
+    "best_metric",
+    "build_evaluator",
+    "coco_table",
+    "write_coco_table",
+]

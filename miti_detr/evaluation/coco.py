@@ -1,4 +1,4 @@
-"""COCO evaluation of boxes.
+"""COCO evaluation of boxes and masks.
 
 Detectron2's evaluator with recalls, and with a fast implementation that returns the same numbers.
 """
@@ -10,13 +10,15 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
 from pycocotools.cocoeval import COCOeval
 
 from miti_detr.files import write_text
@@ -27,27 +29,36 @@ logger = logging.getLogger(__name__)
 _PRECISIONS = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5}
 RECALLS = {"AR1": 6, "AR10": 7, "AR": 8, "ARs": 9, "ARm": 10, "ARl": 11}
 STATISTICS = {**_PRECISIONS, **RECALLS}
+_UNKNOWN = np.iinfo(np.int64).min  # category of a class that the data set does not have
 
 
-class BoxEvaluator(COCOEvaluator):
-    """Detectron2's ``COCOEvaluator`` for boxes, at most 100 per image.
+class InstanceEvaluator(COCOEvaluator):
+    """Detectron2's ``COCOEvaluator`` for boxes and masks, at most 100 per image.
 
     Adds the recalls ``AR1``, ``AR10``, ``AR`` (1, 10, 100 detections per image), ``ARs``, ``ARm``,
     ``ARl`` to the results. All values are in 0..100.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str, *, fast: bool = True) -> None:
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str,
+        *,
+        tasks: Sequence[str] = ("bbox",),
+        fast: bool = True,
+    ) -> None:
         """Read the ground truth.
 
         Args:
             dataset_name: a registered data set.
             output_dir: existing folder for predictions and results.
+            tasks: ``bbox``, ``segm`` or both.
             fast: use faster-coco-eval if it is installed, else pycocotools. Both return the same
                 numbers.
         """
         super().__init__(
             dataset_name,
-            ("bbox",),
+            tuple(tasks),
             True,
             output_dir,
             use_fast_impl=False,
@@ -68,7 +79,8 @@ class BoxEvaluator(COCOEvaluator):
         Args:
             inputs: of the model; ``image_id`` is used.
             outputs: of the model; ``instances`` with ``pred_boxes`` (xyxy in pixels of the data
-                set's image), ``scores`` and ``pred_classes``.
+                set's image), ``scores`` and ``pred_classes``, and for ``segm`` with ``pred_masks``,
+                bool or run-length encoded.
 
         Raises:
             ValueError: a detection is not finite; names the image.
@@ -81,7 +93,10 @@ class BoxEvaluator(COCOEvaluator):
             rows[:, 4] = instances.scores.numpy()
             rows[:, 5] = instances.pred_classes.numpy()
             check_finite(item, rows)
-            self._predictions.append({"image_id": item["image_id"], "instances": rows})
+            found = {"image_id": item["image_id"], "instances": rows}
+            if "segm" in self._tasks:
+                found["masks"] = encoded(instances.pred_masks)
+            self._predictions.append(found)
 
     def evaluate(self, img_ids: list[Any] | None = None) -> dict[str, Any]:
         """Evaluate the stored detections of all processes.
@@ -90,7 +105,7 @@ class BoxEvaluator(COCOEvaluator):
             img_ids: evaluate only these images; None: all.
 
         Returns:
-            ``{"bbox": metric to value in 0..100}`` in the main process, ``{}`` in the others.
+            For each task, metric to value in 0..100, in the main process; ``{}`` in the others.
         """
         with _without_garbage_collection():
             return super().evaluate(img_ids)
@@ -109,22 +124,31 @@ class BoxEvaluator(COCOEvaluator):
         if not self._do_evaluation:
             logger.info("The data set has no annotations, so there is nothing to evaluate")
             return
-        coco_eval = None
-        if detections:  # COCO's tools do not take an empty list
-            with contextlib.redirect_stdout(io.StringIO()):  # the same numbers are in our table
-                coco_eval = _evaluate_predictions_on_coco(
-                    self._coco_api,
-                    detections,
-                    "bbox",
-                    cocoeval_fn=self._eval_class,
-                    img_ids=img_ids,
-                    max_dets_per_image=self._max_dets_per_image,
-                )
+        names = self._class_names()
+        for task in self._tasks:
+            coco_eval = None
+            if detections:  # COCO's tools do not take an empty list
+                with contextlib.redirect_stdout(io.StringIO()):  # the same numbers are in our table
+                    coco_eval = _evaluate_predictions_on_coco(
+                        self._coco_api,
+                        detections,
+                        task,
+                        cocoeval_fn=self._eval_class,
+                        img_ids=img_ids,
+                        max_dets_per_image=self._max_dets_per_image,
+                    )
+            self._results[task] = self._derive_coco_results(coco_eval, task, names)
+
+    def _class_names(self) -> list[str] | None:
+        """Names of the categories in the order of their ids; metadata may name stuff as well."""
         names = self._metadata.get("thing_classes")
-        self._results["bbox"] = self._derive_coco_results(coco_eval, "bbox", names)
+        to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if not names or not to_contiguous:
+            return names
+        return [names[to_contiguous[i]] for i in self._coco_api.getCatIds()]
 
     def _to_coco(self, predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Detections in COCO's result format."""
+        """Detections in COCO's result format, without classes that the data set does not have."""
         rows = np.concatenate([p["instances"] for p in predictions])
         image_ids = itertools.chain.from_iterable(
             itertools.repeat(p["image_id"], len(p["instances"])) for p in predictions
@@ -132,14 +156,20 @@ class BoxEvaluator(COCOEvaluator):
         classes = rows[:, 5].astype(np.int64)
         to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if to_contiguous:
-            dataset_ids = np.empty(max(to_contiguous.values()) + 1, dtype=np.int64)
+            size = max(*to_contiguous.values(), int(classes.max(initial=0))) + 1
+            dataset_ids = np.full(size, _UNKNOWN, dtype=np.int64)
             dataset_ids[list(to_contiguous.values())] = list(to_contiguous)
             classes = dataset_ids[classes]
         columns = (image_ids, classes.tolist(), rows[:, :4].tolist(), rows[:, 4].tolist())
-        return [
+        detections = [
             {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
             for image_id, category, box, score in zip(*columns, strict=True)
         ]
+        if "segm" in self._tasks:
+            masks = itertools.chain.from_iterable(p["masks"] for p in predictions)
+            for detection, mask in zip(detections, masks, strict=True):
+                detection["segmentation"] = mask
+        return [d for d in detections if d["category_id"] != _UNKNOWN]
 
     def _with_original_ids(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Detections with the ids of the user's own file, where these had to be normalised."""
@@ -168,6 +198,18 @@ class BoxEvaluator(COCOEvaluator):
             value = -1 if coco_eval is None else coco_eval.stats[index]
             results[name] = float(value * 100) if value >= 0 else float("nan")
         return results
+
+
+def encoded(masks: Any) -> list[dict[str, Any]]:
+    """Run-length encodings of masks.
+
+    Args:
+        masks: (D, height, width) bool, or D encodings, which are returned as they are.
+    """
+    if not isinstance(masks, torch.Tensor):
+        return list(masks)
+    pixels = np.asfortranarray(masks.permute(1, 2, 0).numpy().astype(np.uint8))
+    return [{**m, "counts": m["counts"].decode("ascii")} for m in mask_util.encode(pixels)]
 
 
 def check_finite(item: dict[str, Any], rows: np.ndarray) -> None:

@@ -14,8 +14,9 @@ logger = logging.getLogger(__name__)
 _ROWS = (
     ("AP", "AP50", "AP75", "APs", "APm", "APl"),
     ("AR", "AR1", "AR10", "ARs", "ARm", "ARl"),
+    *(tuple(f"{name}{group}" for name in ("PQ", "SQ", "RQ")) for group in ("", "_th", "_st")),
 )
-_PER_CLASS = "AP-"  # prefix of Detectron2's keys of the AP of one class
+_PER_CLASS = ("AP", "PQ")  # of which the metrics of a class are called "AP-name"
 _NAME_WIDTH = 26
 
 
@@ -27,7 +28,8 @@ def coco_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             NaN.
 
     Returns:
-        For each data set and task the precisions, the recalls and the AP of each class.
+        For each data set and task the precisions, the recalls and the AP of each class; for
+        panoptic segmentation the qualities of all classes, of things, of stuff and of each class.
     """
     blocks = []
     for dataset, tasks in results.items():
@@ -36,9 +38,13 @@ def coco_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
                 continue  # of another kind, such as the validation loss
             blocks.append(f"{dataset}, {task} (COCO, in percent)")
             blocks += [_row(names, metrics) for names in _ROWS if set(names) & set(metrics)]
-            classes = {k: v for k, v in metrics.items() if k.startswith(_PER_CLASS)}
-            if classes:
-                blocks.append(_class_table(classes))
+            for kind in _PER_CLASS:
+                prefix = f"{kind}-"
+                classes = {
+                    k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)
+                }
+                if classes:
+                    blocks.append(_class_table(kind, classes))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -61,18 +67,16 @@ def _row(names: tuple[str, ...], metrics: Mapping[str, float]) -> str:
     return tabulate([values], headers=names, disable_numparse=True, stralign="right")
 
 
-def _class_table(classes: Mapping[str, float]) -> str:
-    """AP of each class, in two columns from top to bottom."""
-    cells = [
-        (name.removeprefix(_PER_CLASS)[:_NAME_WIDTH], _number(v)) for name, v in classes.items()
-    ]
+def _class_table(kind: str, classes: Mapping[str, float]) -> str:
+    """A metric of each class, in two columns from top to bottom."""
+    cells = [(name[:_NAME_WIDTH], _number(v)) for name, v in classes.items()]
     half = math.ceil(len(cells) / 2) if len(cells) > 5 else len(cells)
     left, right = cells[:half], cells[half:]
     rows = [a + (right[i] if i < len(right) else ("", "")) for i, a in enumerate(left)]
     columns = 4 if right else 2
     return tabulate(
         [row[:columns] for row in rows],
-        headers=("class", "AP") * (columns // 2),
+        headers=("class", kind) * (columns // 2),
         disable_numparse=True,
         colalign=("left", "right") * (columns // 2),
     )

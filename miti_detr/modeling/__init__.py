@@ -9,6 +9,7 @@ from .detr import MitiDetr
 from .heads import SetPrediction
 from .matcher import HungarianMatcher
 from .postprocess import detections
+from .segmentation import SegmentationDetr
 from .targets import Target, targets_from_instances
 from .transformer import ResidualTransformer
 
@@ -18,6 +19,7 @@ __all__ = [
     "MaskedBackbone",
     "MitiDetr",
     "ResidualTransformer",
+    "SegmentationDetr",
     "SetCriterion",
     "SetPrediction",
     "Target",

@@ -160,7 +160,8 @@ class SetCriterion(nn.Module):
             logits: (L, N, Q, columns of the class loss), decoder layers in order.
             boxes: (L, N, Q, 4) ``cxcywh``, relative to the un-padded image.
             targets: the objects of the N images.
-            extra_losses: computes more weighted losses from the matches, each (L,).
+            extra_losses: computes more weighted losses from the matches, each (L,), or (1,) where
+                only the last layer has one.
             suffix: of all names.
 
         Returns:
@@ -177,8 +178,9 @@ class SetCriterion(nn.Module):
         by_layer = {name: values.unbind() for name, values in losses.items()}
         return {
             name + of_layer + suffix: values[index]
-            for index, of_layer in enumerate(_suffixes(len(logits)))
+            for index, of_layer in enumerate(_suffixes(len(logits)), start=-len(logits))
             for name, values in by_layer.items()
+            if -index <= len(values)
         }
 
     def _losses(
@@ -189,7 +191,7 @@ class SetCriterion(nn.Module):
         extra_losses: Callable[[Matches], dict[str, Tensor]] | None,
         suffix: str,
     ) -> dict[str, Tensor]:
-        """Weighted losses by name, each (L,)."""
+        """Weighted losses by name, each (L,) or (1,)."""
         matches = self.matcher.match_layers(logits, boxes, targets)
         layer, image, query, target = matches.to(logits.device, non_blocking=True)
         counts = _on(logits.device, [len(t["labels"]) for t in targets])

@@ -52,6 +52,14 @@ class MitiDetr(nn.Module):
     bbox_embed: nn.Module
     transformer: Any  # ResidualTransformer, or another with its interface
     transformer_class: ClassVar[type[Any]] = ResidualTransformer
+    predicts_masks = False
+    with_masks: "type[MitiDetr]"  # the subclass for MODEL.MASK_ON, which sets it
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "MitiDetr":
+        """Make a model with masks if the config asks for them (``MODEL.MASK_ON``)."""
+        cfg = next(iter([*args, *kwargs.values()]), None)
+        masks = cls is MitiDetr and isinstance(cfg, CfgNode) and cfg.MODEL.MASK_ON
+        return super().__new__(cls.with_masks if masks else cls)
 
     @configurable
     def __init__(
@@ -128,9 +136,9 @@ class MitiDetr(nn.Module):
         check_model_keys(cfg)
         register_missing(cfg)
         detr = cfg.MODEL.DETR
-        if cfg.MODEL.MASK_ON or detr.FROZEN_WEIGHTS:
+        if (cfg.MODEL.MASK_ON or detr.FROZEN_WEIGHTS) and not cls.predicts_masks:
             raise ValueError(
-                "MitiDetr has no masks: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
+                f"{cls.__name__}: set MODEL.MASK_ON False and MODEL.DETR.FROZEN_WEIGHTS ''"
             )
         backbone = MaskedBackbone(
             build_backbone(cfg),
@@ -179,7 +187,7 @@ class MitiDetr(nn.Module):
     def residual_strength(self) -> float:
         """Factor of the layer residual, in [0, 1]: 1, except during the ramp.
 
-        It is recorded with the weights and restored with them. A model without a residual has 1.
+        It is recorded with the weights and restored with them.
 
         Raises:
             ValueError: when it is set to a value out of range.
@@ -234,7 +242,7 @@ class MitiDetr(nn.Module):
         Args:
             images: of :meth:`preprocess_image`.
             batched_inputs: as in :meth:`forward`.
-            all_layers: apply the heads to every decoder layer instead of the last one only.
+            all_layers: apply the heads to every decoder layer, not only to the last one.
         """
         with self._precision():
             queries = self.embed_queries(batched_inputs)
@@ -250,11 +258,7 @@ class MitiDetr(nn.Module):
         return torch.autocast(self.device.type, dtype)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise images, then pad them with zeros at the bottom and right: (N, 3, H, W).
-
-        Raises:
-            ValueError: an image is larger than the square that the backbone needs.
-        """
+        """Normalise images, then pad them with zeros at the bottom and right: (N, 3, H, W)."""
         images = [
             (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
             for x in batched_inputs
@@ -300,11 +304,7 @@ class MitiDetr(nn.Module):
     def losses(
         self, prediction: SetPrediction, batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """Weighted losses against the ``instances`` of the inputs.
-
-        Args:
-            prediction: of all decoder layers.
-            batched_inputs: as in :meth:`forward`.
+        """Weighted losses of all decoder layers against the ``instances`` of the inputs.
 
         Raises:
             ValueError: if the inputs have none, or class indices outside the model's.

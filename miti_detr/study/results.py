@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from .runs import EVALUATION_FILE
 from .statistics import first_reached
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
+_OF_MASKS = (
+    *(f"segm/{name}" for name in ("AP", "AP50", "AP75")),
+    *(f"panoptic_seg/{name}" for name in ("PQ", "PQ_th", "PQ_st")),
+)
 # File -> fact -> its types; numbers are positive.
 _FACTS: dict[str, dict[str, tuple[Any, ...]]] = {
     START_FILE: {"weights": (str,), "parameters": (int,), "iterations_per_epoch": (int, float)},
@@ -71,6 +75,12 @@ class RunResult:
     def reached(self, ap: float) -> float | None:
         """Return the iteration at which ``ap`` is first reached, or None."""
         return first_reached(*self.curve("AP"), ap)
+
+
+def metrics_of(runs: Iterable[RunResult]) -> list[str]:
+    """List :data:`METRICS`, and those of masks that any of the runs has."""
+    known = list(runs)
+    return [*METRICS, *(m for m in _OF_MASKS if any(len(run.curve(m)[0]) for run in known))]
 
 
 def read_result(path: Path, name: str | None = None) -> RunResult:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .comparison import ArmResult, Comparison
-from .results import METRICS, RunResult
+from .results import RunResult, metrics_of
 from .series import has_epochs, last_layer, mean_changes, rank_keys, step_series
 from .statistics import (
     SPIKE_FACTOR,
@@ -89,30 +89,36 @@ def group_tables(arms: Sequence[ArmResult], comparison: Comparison) -> list[Tabl
 
 def runs_table(comparison: Comparison) -> Table:
     """Return a table with one row per run."""
+    metrics = _metrics_of(comparison.arms)
     rows: list[list[Cell]] = []
     for arm in comparison.arms:
         for run in arm.runs:
             weights = run.facts.get("weights", "")[:8]
-            finals: list[Cell] = [run.final(metric) for metric in METRICS]
+            finals: list[Cell] = [run.final(metric) for metric in metrics]
             last = max(run.metrics.records)
             rows.append([run.metrics.name, run.seed, last, weights or None, *finals])
     note = (
         "Runs with the same hash of initial weights (SHA-256) started from the same value of every "
         "parameter. Order and augmentation of the images depend only on the seed and the iteration."
     )
-    columns = ["run", "seed", "last iteration", "initial weights", *METRICS]
+    columns = ["run", "seed", "last iteration", "initial weights", *metrics]
     return Table("runs", "All runs", columns, rows, note=note)
 
 
+def _metrics_of(arms: Sequence[ArmResult]) -> list[str]:
+    return metrics_of(run for arm in arms for run in arm.runs)
+
+
 def _accuracy(arms: Sequence[ArmResult], comparison: Comparison) -> Table:
+    metrics = _metrics_of(arms)
     rows: list[list[Cell]] = [
-        [arm.name, len(arm.runs), *(mean_and_spread(arm.values(metric)) for metric in METRICS)]
+        [arm.name, len(arm.runs), *(mean_and_spread(arm.values(metric)) for metric in metrics)]
         for arm in arms
     ]
     return Table(
         "accuracy",
         "Table 1: accuracy",
-        ["model", "runs", *METRICS],
+        ["model", "runs", *metrics],
         rows,
         note="COCO metrics of the last evaluation in percent, mean \u00b1 standard deviation over "
         "the seeds. AR is AR@100.",
@@ -121,6 +127,7 @@ def _accuracy(arms: Sequence[ArmResult], comparison: Comparison) -> Table:
 
 def _differences(arms: Sequence[ArmResult], comparison: Comparison) -> Table | None:
     by_name = {arm.name: arm for arm in comparison.arms}
+    metrics = _metrics_of(arms)
     rows: list[list[Cell]] = []
     for arm in arms:
         reference = by_name.get(arm.reference or "")
@@ -129,7 +136,7 @@ def _differences(arms: Sequence[ArmResult], comparison: Comparison) -> Table | N
         pairs = arm.pairs(reference)
         cells: list[Cell] = [
             paired_difference([a.final(m) for a, _ in pairs], [b.final(m) for _, b in pairs])
-            for m in METRICS
+            for m in metrics
         ]
         name = f"{arm.name} \u2212 {reference.name}"
         rows.append([name, len(pairs), *cells])
@@ -138,7 +145,7 @@ def _differences(arms: Sequence[ArmResult], comparison: Comparison) -> Table | N
     return Table(
         "differences",
         "Difference, paired by seed",
-        ["models", "pairs", *METRICS],
+        ["models", "pairs", *metrics],
         rows,
         note="Mean difference in points, with its 95 % interval by Student's t over the seeds that "
         "both have. If the interval contains 0, these runs do not show a difference. A single pair "

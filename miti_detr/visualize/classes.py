@@ -40,7 +40,10 @@ def class_table(dataset: str | None, num_classes: int) -> ClassTable:
     names = metadata.get("thing_classes")
     if names is None or len(names) != num_classes:
         return ClassTable([str(index) for index in plain], plain)
-    mapping = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    kinds = ("stuff", "thing") if metadata.get("panoptic_json") else ("thing",)
+    mapping: dict[int, int] = {}
+    for kind in kinds:
+        mapping |= metadata.get(f"{kind}_dataset_id_to_contiguous_id", {})
     to_dataset_id = {index: category_id for category_id, index in mapping.items()}
     return ClassTable(list(names), [to_dataset_id.get(index, index) for index in plain])
 

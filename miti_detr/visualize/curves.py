@@ -21,6 +21,9 @@ VALIDATION_LOSS = re.compile(r"(.+/)?validation/total_loss")
 AP = re.compile(r"(.+/)?bbox/AP")
 AP50 = re.compile(r"(.+/)?bbox/AP50")
 AR = re.compile(r"(.+/)?bbox/AR(@?100)?")
+MASK_AP = re.compile(r"(.+/)?segm/AP")
+MASK_AP50 = re.compile(r"(.+/)?segm/AP50")
+PQ = re.compile(r"(.+/)?panoptic_seg/PQ")
 _LARGEST = 2**53  # integers up to here are exact as floats
 # Okabe and Ito's palette for colour-blind readers, readable on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -125,18 +128,26 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw_curves(runs: Sequence[Run], path: Path) -> None:
-    """Write a PNG with one panel each for loss, AP and AR, if the runs have them.
+    """Write a PNG with one panel each for loss, AP, AR, mask AP and panoptic quality.
+
+    Panels of which no run has values are left out.
 
     Args:
         runs: runs to overlay, in one colour each.
         path: PNG file.
 
     Raises:
-        ValueError: no run has any of the three.
+        ValueError: no run has any of them.
     """
     panels = [
         (draw, [run for run in runs if run.keys(pattern)])
-        for draw, pattern in ((_draw_loss, LOSS), (_draw_ap, AP), (_draw_ar, AR))
+        for draw, pattern in (
+            (_draw_loss, LOSS),
+            (_draw_ap, AP),
+            (_draw_ar, AR),
+            (_draw_mask_ap, MASK_AP),
+            (_draw_pq, PQ),
+        )
     ]
     panels = [(draw, present) for draw, present in panels if present]
     if not panels:
@@ -171,19 +182,34 @@ def _draw_loss(axis: Axes, run: Run, colour: str) -> None:
 
 
 def _draw_ap(axis: Axes, run: Run, colour: str) -> None:
-    for key in run.keys(AP):
-        axis.plot(*run.series(key), color=colour, linewidth=1.8, marker="o", markersize=3.5)
-    for key in run.keys(AP50):
-        axis.plot(
-            *run.series(key), color=colour, linewidth=1.2, marker="o", markersize=2.5, ls="--"
-        )
+    _draw_metric(axis, run, colour, AP, AP50)
     axis.set_title("AP (solid) and AP50 (dashed), %")
 
 
 def _draw_ar(axis: Axes, run: Run, colour: str) -> None:
-    for key in run.keys(AR):
-        axis.plot(*run.series(key), color=colour, linewidth=1.8, marker="o", markersize=3.5)
+    _draw_metric(axis, run, colour, AR)
     axis.set_title("AR (%)")
+
+
+def _draw_mask_ap(axis: Axes, run: Run, colour: str) -> None:
+    _draw_metric(axis, run, colour, MASK_AP, MASK_AP50)
+    axis.set_title("mask AP (solid) and AP50 (dashed), %")
+
+
+def _draw_pq(axis: Axes, run: Run, colour: str) -> None:
+    _draw_metric(axis, run, colour, PQ)
+    axis.set_title("panoptic quality (%)")
+
+
+def _draw_metric(
+    axis: Axes, run: Run, colour: str, solid: re.Pattern[str], dashed: re.Pattern[str] | None = None
+) -> None:
+    for key in run.keys(solid):
+        axis.plot(*run.series(key), color=colour, linewidth=1.8, marker="o", markersize=3.5)
+    for key in run.keys(dashed) if dashed else ():
+        axis.plot(
+            *run.series(key), color=colour, linewidth=1.2, marker="o", markersize=2.5, ls="--"
+        )
 
 
 def _finish(axis: Axes) -> None:

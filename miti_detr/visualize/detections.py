@@ -6,14 +6,24 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw
 
+from miti_detr.data.object_masks import SEGMENTS, object_masks, objects_of
 from miti_detr.engine.predictor import Predictor
 from miti_detr.files import replacing
 
 from .classes import ClassTable, class_table
-from .drawing import draw_boxes, draw_instances, load_font, resize_for_reading, to_picture
+from .drawing import (
+    draw_boxes,
+    draw_masks,
+    draw_output,
+    draw_segments,
+    load_font,
+    resize_for_reading,
+    to_picture,
+)
 
 CELL = 320  # longer side of an image in the grid, pixels
 GAP = 8  # space between the two pictures of a pair, and around pairs, pixels
@@ -60,14 +70,17 @@ def draw_detections(
     for index in choose_images(images, len(records)):
         record = records[index]
         array = predictor.read(record["file_name"])
-        instances = predictor([array])[0]
+        record = {**record, "height": array.shape[0], "width": array.shape[1]}
+        output = predictor.outputs([array])[0]
+        instances = output["instances"].to("cpu")
         instances = instances[instances.scores >= threshold]
         image, scale = resize_for_reading(
             to_picture(array, predictor.input_format), CELL, shrink=True
         )
-        truth = draw_truth(image, scale, record, classes)
+        with_masks = instances.has("pred_masks")
+        truth = draw_truth(image, scale, record, classes, with_masks=with_masks)
         name = Path(record["file_name"]).name
-        pairs.append((truth, draw_instances(image, instances, classes), name))
+        pairs.append((truth, draw_output(image, instances, output, classes), name))
     title = f"{dataset}: ground truth (left), detections with score \u2265 {threshold:g} (right)"
     with replacing(path) as temporary:
         compose_pairs(pairs, title).save(temporary, format="PNG")
@@ -104,20 +117,26 @@ def compose_pairs(pairs: Sequence[tuple[Image.Image, Image.Image, str]], title: 
 
 
 def draw_truth(
-    image: Image.Image, scale: float, record: dict[str, Any], classes: ClassTable
+    image: Image.Image,
+    scale: float,
+    record: dict[str, Any],
+    classes: ClassTable,
+    *,
+    with_masks: bool = False,
 ) -> Image.Image:
-    """Draw the objects of an image on it, without crowds.
+    """Draw the objects or segments of an image on it, without crowds.
 
     Args:
         image: picture.
         scale: factor from pixels of the file to pixels of ``image``.
-        record: Detectron2's dataset dict.
+        record: Detectron2's dataset dict; with masks, it needs ``height`` and ``width``.
         classes: classes of the model.
+        with_masks: draw masks as well; of a panoptic record, masks and names without boxes.
 
     Raises:
         ValueError: an object has a class that the model does not have.
     """
-    objects = [item for item in record.get("annotations", []) if not item.get("iscrowd", 0)]
+    objects = [item for item in objects_of(record) if not item.get("iscrowd", 0)]
     boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
     indices = [item["category_id"] for item in objects]
     if indices and max(indices) >= len(classes.names):
@@ -125,5 +144,13 @@ def draw_truth(
             f"{record['file_name']} has class {max(indices)}, but the model has only "
             f"{len(classes.names)} classes. Name the data set it was trained on with --dataset"
         )
+    if with_masks:
+        size = record["height"], record["width"]
+        masks = object_masks(record, objects, T.TransformList([]), size).tensor.numpy()
+        if SEGMENTS in record:
+            ids = (masks * np.arange(1, len(masks) + 1)[:, None, None]).sum(0)
+            segments = [{"id": i, "category_id": c} for i, c in enumerate(indices, start=1)]
+            return draw_segments(image, ids, segments, classes.names)
+        image = draw_masks(image, list(masks), indices)
     corners = np.array(boxes, dtype=float).reshape(-1, 4) * scale
     return draw_boxes(image, corners, indices, [classes.names[index] for index in indices])

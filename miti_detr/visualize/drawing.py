@@ -1,7 +1,7 @@
-"""Labelled boxes on images; importable without torch, Detectron2 and matplotlib."""
+"""Labelled boxes and masks on images; importable without torch, Detectron2 and matplotlib."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
 
 Colour = tuple[int, int, int]
+_TINT = 0.45  # share of the colour of a mask
 
 
 def class_colour(index: int) -> Colour:
@@ -90,6 +91,65 @@ def draw_boxes(
     return picture
 
 
+def draw_masks(
+    image: Image.Image, masks: Sequence[np.ndarray], classes: Sequence[int]
+) -> Image.Image:
+    """Tint objects on a copy of an image, with a line along their edges.
+
+    Args:
+        image: image of any mode.
+        masks: T masks (H', W') bool; they are enlarged or reduced to the image. The last one is on
+            top.
+        classes: T class indices, which select the colours.
+
+    Returns:
+        New RGB image of the same size.
+    """
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    for mask, index in zip(masks, classes, strict=True):
+        resized = Image.fromarray(np.asarray(mask, dtype=bool)).resize(
+            image.size, Image.Resampling.NEAREST
+        )
+        inside = np.array(resized, dtype=bool)
+        colour = np.array(class_colour(index), dtype=np.float32)
+        pixels[inside] = (1 - _TINT) * pixels[inside] + _TINT * colour
+        framed = np.pad(inside, 1)
+        core = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+        pixels[inside & ~core] = colour
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def draw_segments(
+    image: Image.Image, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> Image.Image:
+    """Draw a panoptic segmentation: every segment tinted, with its name on it.
+
+    Args:
+        image: image of any mode.
+        ids: (H', W') id of the segment of each pixel, 0 for none.
+        segments: each with ``id`` and ``category_id``, an index into ``names``.
+        names: of the classes, things and stuff.
+
+    Returns:
+        New RGB image of the same size.
+    """
+    masks = [ids == segment["id"] for segment in segments]
+    classes = [segment["category_id"] for segment in segments]
+    picture = draw_masks(image, masks, classes)
+    canvas = ImageDraw.Draw(picture)
+    font = load_font(max(11, min(28, round(max(picture.size) / 45))))
+    scale = np.array([image.height, image.width]) / ids.shape
+    for mask, index in zip(masks, classes, strict=True):
+        if not mask.any():
+            continue
+        pixels = np.argwhere(mask)
+        nearest = np.abs(pixels - np.median(pixels, axis=0)).sum(1).argmin()
+        y, x = (pixels[nearest] * scale).round().astype(int).tolist()
+        width = round(canvas.textlength(names[index], font=font))
+        _draw_label(canvas, (x - width // 2, y, x, y), names[index], class_colour(index), font)
+    return picture
+
+
 def detection_labels(instances: "Instances", classes: ClassTable) -> list[str]:
     """Return ``name 0.87`` for each detection."""
     pairs = zip(instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
@@ -97,15 +157,43 @@ def detection_labels(instances: "Instances", classes: ClassTable) -> list[str]:
 
 
 def draw_instances(image: Image.Image, instances: "Instances", classes: ClassTable) -> Image.Image:
-    """Draw detections on an image, the one with the highest score on top.
+    """Draw detections on an image, the one with the highest score on top, with masks if they have.
 
-    Boxes are scaled from ``instances.image_size`` to the size of ``image``.
+    Boxes and masks are scaled from ``instances.image_size`` to the size of ``image``.
     """
     kept = instances[instances.scores.argsort()]
+    if kept.has("pred_masks"):
+        image = draw_masks(image, decoded(kept.pred_masks), kept.pred_classes.tolist())
     height, width = instances.image_size
     scale = np.array([image.width / width, image.height / height] * 2)
     boxes = kept.pred_boxes.tensor.numpy() * scale
     return draw_boxes(image, boxes, kept.pred_classes.tolist(), detection_labels(kept, classes))
+
+
+def draw_output(
+    image: Image.Image, instances: Instances, output: Mapping[str, Any], classes: ClassTable
+) -> Image.Image:
+    """Draw what a model returns for an image: its panoptic segmentation, or else its detections.
+
+    Args:
+        image: image of any mode.
+        instances: the detections to draw, on the CPU.
+        output: of the model.
+        classes: classes of the model.
+    """
+    if "panoptic_seg" not in output:
+        return draw_instances(image, instances, classes)
+    ids, segments = output["panoptic_seg"]
+    return draw_segments(image, ids.cpu().numpy(), segments, classes.names)
+
+
+def decoded(masks: Any) -> list[np.ndarray]:
+    """Masks (H, W) bool of predictions, which are a tensor or run-length encodings."""
+    if hasattr(masks, "numpy"):
+        return list(masks.numpy())
+    from pycocotools import mask as mask_util
+
+    return [mask_util.decode(runs).astype(bool) for runs in masks]
 
 
 def to_picture(array: np.ndarray, input_format: str) -> Image.Image:

@@ -208,7 +208,7 @@ def test_keys_are_respected() -> None:
         build_augmentations(make_cfg("INPUT.RANDOM_FLIP", "both"), is_train=True)
 
 
-@pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"])
+@pytest.mark.parametrize("key", ["KEYPOINT_ON", "LOAD_PROPOSALS"])
 def test_other_tasks_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=rf"MODEL\.{key} is True"):
         DetrDatasetMapper(make_cfg(f"MODEL.{key}", True), is_train=True)

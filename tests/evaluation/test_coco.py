@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from PIL import Image
 
 from miti_detr.data import build_test_loader
-from miti_detr.evaluation import BoxEvaluator, build_evaluator, coco_table
-from miti_detr.evaluation.coco import RECALLS
+from miti_detr.evaluation import InstanceEvaluator, build_evaluator, coco_table
+from miti_detr.evaluation.coco import RECALLS, encoded
+from miti_detr.modeling.segmentation import RunLengthMasks
 from tests.engine.stub import config
 
 SIZE = 300
@@ -54,7 +56,7 @@ def truth(tmp_path: Path) -> Any:
     MetadataCatalog.remove(name)
 
 
-def _run(evaluator: BoxEvaluator, boxes: dict[int, list[list[float]]]) -> dict[str, float]:
+def _run(evaluator: InstanceEvaluator, boxes: dict[int, list[list[float]]]) -> dict[str, float]:
     """Detections near the truth and others; the same in each call."""
     rng = np.random.default_rng(2)
     evaluator.reset()
@@ -77,8 +79,8 @@ def test_fast_evaluation_has_the_statistics_of_pycocotools(truth: Any, tmp_path:
     """Same detections, both implementations: all 12 statistics and the class APs to 1e-12."""
     name, boxes = truth
     pytest.importorskip("faster_coco_eval")
-    fast = BoxEvaluator(name, str(tmp_path), fast=True)
-    slow = BoxEvaluator(name, str(tmp_path), fast=False)
+    fast = InstanceEvaluator(name, str(tmp_path), fast=True)
+    slow = InstanceEvaluator(name, str(tmp_path), fast=False)
     assert fast._eval_class is not slow._eval_class
     fast_results, slow_results = _run(fast, boxes), _run(slow, boxes)
 
@@ -91,14 +93,14 @@ def test_fast_evaluation_has_the_statistics_of_pycocotools(truth: Any, tmp_path:
 
 def test_results_have_the_ids_of_the_data_set(truth: Any, tmp_path: Path) -> None:
     name, boxes = truth
-    _run(BoxEvaluator(name, str(tmp_path)), boxes)
+    _run(InstanceEvaluator(name, str(tmp_path)), boxes)
     results = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert {r["category_id"] for r in results} == set(CATEGORY_IDS)
 
 
 def test_no_detections_give_nan(truth: Any, tmp_path: Path) -> None:
     name, _ = truth
-    evaluator = BoxEvaluator(name, str(tmp_path))
+    evaluator = InstanceEvaluator(name, str(tmp_path))
     evaluator.reset()
     instances = Instances((SIZE, SIZE), pred_boxes=Boxes(torch.zeros(0, 4)))
     instances.scores, instances.pred_classes = torch.zeros(0), torch.zeros(0, dtype=torch.long)
@@ -108,11 +110,113 @@ def test_no_detections_give_nan(truth: Any, tmp_path: Path) -> None:
     assert "nan" in coco_table({name: {"bbox": results}})
 
 
+def _masks(rng: np.random.Generator, boxes: np.ndarray) -> torch.Tensor:
+    """Ellipses in boxes (xywh), with a random part missing; (D, SIZE, SIZE) bool."""
+    y, x = np.mgrid[:SIZE, :SIZE][:, None]
+    left, top, width, height = boxes.T[:, :, None, None]
+    inside = ((x - left) / width - 0.5) ** 2 + ((y - top) / height - 0.5) ** 2 <= 0.25
+    cut = top + height * rng.uniform(0.6, 1.5, (len(boxes), 1, 1))
+    return torch.from_numpy(inside & (y < cut))
+
+
+def test_fast_mask_evaluation_has_the_statistics_of_pycocotools(tmp_path: Path) -> None:
+    """Polygons, run lengths and crowds as truth; bool and run lengths as predictions; to 1e-12.
+
+    Some detections lie on the limits: the mask of the truth itself (IoU 1), one that covers exactly
+    half or three quarters of it, an empty one, and objects of exactly 32^2 and 96^2 pixels.
+    """
+    pytest.importorskip("faster_coco_eval")
+    rng = np.random.default_rng(3)
+    annotations, found = [], {}
+    for image_id in range(6):
+        boxes = _boxes(rng, 6)
+        masks = _masks(rng, boxes)
+        masks[4], masks[5] = False, False
+        masks[4, 10:42, 10:42] = True
+        masks[5, 100:196, 100:196] = True
+        for k, mask in enumerate(masks):
+            shape: Any = encoded(mask[None])[0]
+            if k in (0, 4):
+                x, y, w, h = boxes[k] if k == 0 else (10, 10, 32, 32)
+                shape = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": CATEGORY_IDS[k % 3],
+                    "segmentation": shape,
+                    "iscrowd": int(k == 1),
+                    "area": float(mask.sum()),
+                    "bbox": boxes[k].tolist(),
+                }
+            )
+        half, most = masks.clone(), masks.clone()
+        half[5, 148:], most[5, 172:] = False, False
+        others = _masks(rng, _boxes(rng, 20))
+        everything = torch.cat([masks, half, most, others, torch.zeros_like(masks[:1])])
+        instances = Instances((SIZE, SIZE), pred_boxes=BitMasks(everything).get_bounding_boxes())
+        instances.pred_masks = everything
+        instances.scores = torch.from_numpy(rng.uniform(size=len(everything)).round(1))
+        instances.pred_classes = torch.arange(len(everything)) % 3
+        found[image_id] = instances
+    path, name = tmp_path / "truth.json", "mask_evaluation_test"
+    images = [{"id": i, "file_name": "", "height": SIZE, "width": SIZE} for i in range(6)]
+    categories = [{"id": i, "name": f"c{i}"} for i in CATEGORY_IDS]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    path.write_text(json.dumps(content))
+    mapping = {c: i for i, c in enumerate(CATEGORY_IDS)}
+    MetadataCatalog.get(name).set(json_file=str(path), thing_dataset_id_to_contiguous_id=mapping)
+    results = []
+    for fast, as_runs in ((True, False), (False, False), (True, True)):
+        evaluator = InstanceEvaluator(name, str(tmp_path), tasks=("bbox", "segm"), fast=fast)
+        evaluator.reset()
+        for image_id, instances in found.items():
+            instances = Instances(instances.image_size, **instances.get_fields())
+            if as_runs:
+                instances.pred_masks = RunLengthMasks.encode(instances.pred_masks)
+            evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+        results.append(evaluator.evaluate())
+    stock = COCOEvaluator(name, ("bbox", "segm"), False, str(tmp_path), use_fast_impl=False)
+    stock.reset()
+    for image_id, instances in found.items():
+        stock.process([{"image_id": image_id}], [{"instances": instances}])
+    stock_results = stock.evaluate()
+    MetadataCatalog.remove(name)
+    for task in ("bbox", "segm"):
+        assert stock_results[task]["AP"] == pytest.approx(results[0][task]["AP"], abs=1e-12)
+        first, second, third = (r[task] for r in results)
+        assert 1 < second["AP"] < 99
+        assert {"APs", "APm", "APl", *RECALLS} <= set(second)
+        for key, value in second.items():
+            torch.testing.assert_close(first[key], value, rtol=0, atol=1e-12)
+            torch.testing.assert_close(third[key], value, rtol=0, atol=1e-12)
+    assert results[0]["bbox"]["AP"] != results[0]["segm"]["AP"]
+    stored = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert stored[0]["segmentation"]["size"] == [SIZE, SIZE]
+
+
+def test_classes_that_the_data_set_does_not_have_are_left_out(truth: Any, tmp_path: Path) -> None:
+    """A panoptic model also finds stuff, for which there are no boxes."""
+    name, boxes = truth
+    evaluator = InstanceEvaluator(name, str(tmp_path))
+    expected = _run(evaluator, boxes)
+    process = evaluator.process
+
+    def with_stuff(inputs: list[Any], outputs: list[Any]) -> None:
+        things = outputs[0]["instances"]
+        stuff = Instances(things.image_size, **things.get_fields())
+        stuff.pred_classes = stuff.pred_classes + 3
+        process(inputs, [{"instances": Instances.cat([things, stuff])}])
+
+    evaluator.process = with_stuff  # type: ignore
+    assert _run(evaluator, boxes) == pytest.approx(expected, nan_ok=True)
+
+
 @pytest.mark.parametrize("field", ["pred_boxes", "scores"])
 def test_a_detection_that_is_not_finite_names_its_image(
     truth: Any, tmp_path: Path, field: str
 ) -> None:
-    evaluator = BoxEvaluator(truth[0], str(tmp_path))
+    evaluator = InstanceEvaluator(truth[0], str(tmp_path))
     evaluator.reset()
     instances = Instances((SIZE, SIZE), pred_boxes=Boxes(torch.ones(2, 4)))
     instances.scores, instances.pred_classes = torch.ones(2), torch.zeros(2, dtype=torch.long)
@@ -126,8 +230,8 @@ def test_a_detection_that_is_not_finite_names_its_image(
 def test_an_image_that_comes_twice_counts_once(truth: Any, tmp_path: Path) -> None:
     """As the loader returns it in place of one that cannot be read."""
     name, boxes = truth
-    once = _run(BoxEvaluator(name, str(tmp_path)), boxes)
-    evaluator = BoxEvaluator(name, str(tmp_path))
+    once = _run(InstanceEvaluator(name, str(tmp_path)), boxes)
+    evaluator = InstanceEvaluator(name, str(tmp_path))
     process = evaluator.process
     evaluator.process = lambda *batch: [process(*batch) for _ in range(2)]  # type: ignore
     assert _run(evaluator, boxes) == pytest.approx(once, nan_ok=True)
@@ -146,7 +250,7 @@ def test_falls_back_to_pycocotools(
 
     monkeypatch.setattr(builtins, "__import__", no_fast)
     with caplog.at_level("INFO", logger="miti_detr"):
-        evaluator = BoxEvaluator(name, str(tmp_path), fast=True)
+        evaluator = InstanceEvaluator(name, str(tmp_path), fast=True)
     assert evaluator._eval_class.__module__ == "pycocotools.cocoeval"
     assert caplog.text.count("faster-coco-eval is not installed") == 1
 

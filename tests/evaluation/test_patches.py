@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from miti_detr.evaluation import BoxEvaluator, PatchEvaluator, build_evaluator
+from miti_detr.evaluation import InstanceEvaluator, PatchEvaluator, build_evaluator
 from tests.helpers import tiny_config
 from tests.small_shapes import small_shapes
 
@@ -61,4 +61,4 @@ def test_which_evaluator(tmp_path: Path) -> None:
     assert isinstance(build_evaluator(cfg, "any"), PatchEvaluator)
     cfg.INPUT.PATCHES.NUMBER = 0
     with small_shapes(tmp_path):
-        assert isinstance(build_evaluator(cfg, "shapes_val"), BoxEvaluator)
+        assert isinstance(build_evaluator(cfg, "shapes_val"), InstanceEvaluator)

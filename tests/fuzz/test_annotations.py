@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from miti_detr.data import build_test_loader, check_datasets, register_coco_format
-from miti_detr.evaluation import BoxEvaluator
+from miti_detr.evaluation import InstanceEvaluator
 from tests.data.helpers import make_cfg
 
 from .budget import budget
@@ -125,7 +125,7 @@ def check_works(cfg: CfgNode) -> None:
         for d in dicts
     }
     for fast in (True, False):
-        metrics = evaluate(cfg, truth, BoxEvaluator("fuzzed", cfg.OUTPUT_DIR, fast=fast))
+        metrics = evaluate(cfg, truth, InstanceEvaluator("fuzzed", cfg.OUTPUT_DIR, fast=fast))
         assert metrics["AP"] == pytest.approx(100, abs=1e-9), fast
         assert metrics["AR"] == pytest.approx(100, abs=1e-9), fast
     stock = COCOEvaluator("fuzzed", ("bbox",), False, cfg.OUTPUT_DIR, use_fast_impl=False)
@@ -373,7 +373,7 @@ def test_results_carry_the_ids_of_the_file(folder: Path) -> None:
     register_coco_format(cfg)
     try:
         truth = {Path(d["file_name"]).name: d["annotations"] for d in DatasetCatalog.get("fuzzed")}
-        evaluate(cfg, truth, BoxEvaluator("fuzzed", cfg.OUTPUT_DIR))
+        evaluate(cfg, truth, InstanceEvaluator("fuzzed", cfg.OUTPUT_DIR))
     finally:
         DatasetCatalog.remove("fuzzed")
         MetadataCatalog.remove("fuzzed")

@@ -217,7 +217,7 @@ def test_multiplier_zero_freezes_the_backbone():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("MODEL.MASK_ON", True), "set MODEL.MASK_ON False"),
+        (("MODEL.DETR.FROZEN_WEIGHTS", "a.pth"), "set MODEL.MASK_ON False"),
         (("MODEL.DETR.LAYER_RESIDUAL", "both"), "MODEL.DETR.LAYER_RESIDUAL"),
         (("MODEL.DETR.POSITION_EMBEDDING", "v3"), "one of 'sine', 'learned'"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks
 
 from miti_detr.engine import build_optimizer, setup_config
 from miti_detr.modeling import MitiDetr
@@ -42,13 +43,23 @@ def test_boxes(residual: str) -> None:
 
 
 @pytest.mark.slow
-def test_masks_load_and_building_says_what_to_set() -> None:
-    name = "detr_segm_256_6_6_torchvision.yaml"
-    cfg = published(name)
-    assert cfg.MODEL.MASK_ON
-    assert cfg.MODEL.DETR.FROZEN_WEIGHTS == "weights/detr_r50.pth"
-    message = r"set MODEL\.MASK_ON False and MODEL\.DETR\.FROZEN_WEIGHTS ''"
-    with pytest.raises(ValueError, match=message):
-        build_model(cfg)
-    boxes = published(name, "MODEL.MASK_ON", "False", "MODEL.DETR.FROZEN_WEIGHTS", "")
-    assert isinstance(build_model(boxes), MitiDetr)
+def test_masks(tmp_path: Path) -> None:
+    """A step of the mask head on a frozen detector, which MODEL.WEIGHTS does not override."""
+    detector = build_model(published("detr_256_6_6_torchvision.yaml"))
+    torch.save({"model": detector.state_dict()}, tmp_path / "detr.pth")
+    cfg = published(
+        "detr_segm_256_6_6_torchvision.yaml",
+        *("MODEL.DETR.FROZEN_WEIGHTS", str(tmp_path / "detr.pth")),
+        *("MODEL.DETR.WEIGHTS_RESIDUAL", "before_norm"),
+    )
+    model = build_model(cfg).train()
+    assert isinstance(model, MitiDetr)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 1_333_657
+    item = training_input((64, 64), [[4, 5, 20, 30]], [17])
+    item["instances"].gt_masks = BitMasks(torch.ones(1, 64, 64))
+    losses = model([item])
+    assert {"loss_mask", "loss_dice"} <= set(losses)
+    sum(losses.values()).backward()
+    assert build_optimizer(cfg, model).param_groups[0]["lr"] == 1e-4
+    for key, value in detector.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)

@@ -1,5 +1,6 @@
 """Arms and tables from the folders of runs with made-up numbers."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,26 @@ def test_a_foreign_run_says_what_it_lacks(tmp_path: Path) -> None:
     assert tables["differences"].rows[0][1:3] == [0, None]  # no seed, no pair
     assert "compare them with care" in tables["stability"].note
     assert tables["reached"].title == "Iterations to reach an AP"
+
+
+def test_masks_are_compared_where_runs_have_them(tmp_path: Path) -> None:
+    """Mask AP 30 and 34 with seed 1: the difference is 4. A run without masks has a gap."""
+    paths = []
+    for name, value in (("none", 30.0), ("b", 34.0), ("boxes", None)):
+        path = write_run(tmp_path / name, [10, 20], residual=name)
+        if value is not None:
+            record = {"iteration": 200, "segm/AP": value, "panoptic_seg/PQ": 2 * value}
+            with (path / "metrics.json").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        paths.append(path)
+    tables = tables_of(compare_runs(paths))
+    assert tables["accuracy"].columns[-2:] == ["segm/AP", "panoptic_seg/PQ"]
+    cells = [[cell_text(cell, 1) for cell in row[-2:]] for row in tables["accuracy"].rows]
+    assert cells == [["30.0", "60.0"], ["34.0", "68.0"], ["\u2013", "\u2013"]]
+    assert cell_text(tables["differences"].rows[0][-2], 1) == "+4.0"
+    assert len(runs_table(compare_runs(paths)).rows[0]) == len(
+        runs_table(compare_runs(paths)).columns
+    )
 
 
 def test_runs_without_a_seed_are_not_paired(tmp_path: Path) -> None:

@@ -136,3 +136,12 @@ def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no total_loss, .* in bare"):
         draw_curves([run], tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_masks_and_panoptic_quality_have_panels(tmp_path: Path) -> None:
+    """4.8 inches at 120 points each: loss, AP, mask AP and PQ; only the loss without them."""
+    record = {"total_loss": 2.0}
+    masks = {"bbox/AP": 40.0, "segm/AP": 30.0, "segm/AP50": 50.0, "panoptic_seg/PQ": 45.0}
+    for metrics, panels in ((record, 1), ({**record, **masks}, 4)):
+        draw_curves([Run("a", {1: metrics, 2: metrics})], tmp_path / "curves.png")
+        assert Image.open(tmp_path / "curves.png").width == pytest.approx(576 * panels, abs=2)

@@ -119,7 +119,11 @@ def summarise(faults: np.ndarray) -> str:
 
 
 def annotations_of_dicts(
-    dicts: list[dict[str, Any]], source: str, num_classes: int | None = None
+    dicts: list[dict[str, Any]],
+    source: str,
+    num_classes: int | None = None,
+    *,
+    with_masks: bool = False,
 ) -> Annotations:
     """The annotations of Detectron2 dataset dicts.
 
@@ -128,6 +132,7 @@ def annotations_of_dicts(
         source: the data set, for messages.
         num_classes: categories from this number on are unknown. None: all that are not negative
             are known.
+        with_masks: an annotation without ``segmentation`` is faulty.
     """
     pairs = [(i, record) for i, d in enumerate(dicts) for record in d.get("annotations", ())]
     modes = np.array([_box_mode(record) for _, record in pairs], dtype=np.int64)
@@ -151,16 +156,16 @@ def annotations_of_dicts(
         boxes=boxes,
         crowd=crowd,
         ignore=np.zeros(len(pairs), dtype=bool),
-        no_mask=np.zeros(len(pairs), dtype=bool),
+        no_mask=np.array([with_masks and not _has_mask(record) for _, record in pairs], dtype=bool),
         sizes=to_sizes(dicts),
     )
 
 
 def drop_faulty(
-    dicts: list[dict[str, Any]], num_classes: int | None = None
+    dicts: list[dict[str, Any]], num_classes: int | None = None, *, with_masks: bool = False
 ) -> list[dict[str, Any]]:
     """Dataset dicts without their faulty annotations (the same list if there are none)."""
-    bad = annotations_of_dicts(dicts, "", num_classes).faults() >= 0
+    bad = annotations_of_dicts(dicts, "", num_classes, with_masks=with_masks).faults() >= 0
     if not bad.any():
         return dicts
     flags = iter(bad.tolist())
@@ -235,6 +240,11 @@ def _contiguous(values: list[Any], num_classes: int | None) -> np.ndarray:
         return integral and 0 <= int(value) < limit
 
     return np.array([int(v) if known(v) else -1 for v in values], dtype=np.int64)
+
+
+def _has_mask(record: dict[str, Any]) -> bool:
+    shape = record.get("segmentation")
+    return isinstance(shape, list | tuple | dict) and len(shape) > 0
 
 
 def _box_mode(record: dict[str, Any]) -> int:

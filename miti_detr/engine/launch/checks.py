@@ -1,6 +1,7 @@
 """Checks of a run before any long work."""
 
 import argparse
+import functools
 import os
 
 import torch
@@ -34,6 +35,8 @@ def check_files(args: argparse.Namespace, cfg: CfgNode) -> None:
         check_resumable(cfg.OUTPUT_DIR)
     if not (args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))):
         check_weights(cfg, needed=args.eval_only)
+    if not args.eval_only:
+        check_weights(cfg, key="MODEL.DETR.FROZEN_WEIGHTS")
 
 
 def check_data(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -51,11 +54,12 @@ def check_data(args: argparse.Namespace, cfg: CfgNode) -> None:
     check_datasets(cfg, eval_only=args.eval_only)
 
 
-def check_weights(cfg: CfgNode, *, needed: bool = False) -> None:
-    """Check that the file of ``MODEL.WEIGHTS`` exists; one with a URL is downloaded.
+def check_weights(cfg: CfgNode, *, key: str = "MODEL.WEIGHTS", needed: bool = False) -> None:
+    """Check that a file of weights exists; one with a URL is downloaded.
 
     Args:
         cfg: of a run.
+        key: that names the file.
         needed: whether it must not be empty, either.
 
     Raises:
@@ -63,22 +67,23 @@ def check_weights(cfg: CfgNode, *, needed: bool = False) -> None:
         FileNotFoundError: the file does not exist.
         OSError: it cannot be downloaded.
     """
-    weights = cfg.MODEL.WEIGHTS.partition("?")[0]  # Detectron2 takes options behind a "?"
+    value: str = functools.reduce(getattr, key.split("."), cfg)
+    weights = value.partition("?")[0]  # Detectron2 takes options behind a "?"
     if needed and not weights:
-        raise ValueError("MODEL.WEIGHTS is empty, so there is nothing to evaluate. Name a file.")
+        raise ValueError(f"{key} is empty, so there is nothing to evaluate. Name a file.")
     if "://" in weights:
         try:
             found = PathManager.isfile(PathManager.get_local_path(weights))
         except (OSError, ValueError, AssertionError) as error:  # of the many kinds of URLs
             reason = getattr(error, "reason", error)
             raise OSError(
-                f"MODEL.WEIGHTS: {weights} cannot be downloaded ({reason}). Download the file "
-                "yourself, and set MODEL.WEIGHTS to its path."
+                f"{key}: {weights} cannot be downloaded ({reason}). Download the file "
+                f"yourself, and set {key} to its path."
             ) from error
         if not found:
-            raise FileNotFoundError(f"MODEL.WEIGHTS: {weights} names no file that can be read.")
+            raise FileNotFoundError(f"{key}: {weights} names no file that can be read.")
     elif weights and not PathManager.exists(weights):
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {weights}.")
+        raise FileNotFoundError(f"{key}: there is no file {weights}.")
 
 
 def check_output_dir(folder: str) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from miti_detr.pixels import Pixels, warn_if_pixels_differ
 
-OUTPUT = "timm"  # name of the one output
+OUTPUT = "timm"  # name of the last output; earlier ones are timm0, timm1, ...
 
 
 class TimmBackbone(Backbone):
-    """The last feature map of a network of timm that takes images of any size.
+    """Feature maps of a network of timm that takes images of any size: the last one, or all.
 
     Its batch norms are frozen, as DETR needs for small batches.
 
@@ -28,6 +28,7 @@ class TimmBackbone(Backbone):
         pretrained: bool = False,
         freeze_at: int = 0,
         in_channels: int = 3,
+        all_features: bool = False,
     ) -> None:
         """Make the network.
 
@@ -36,6 +37,7 @@ class TimmBackbone(Backbone):
             pretrained: take timm's weights, which it downloads.
             freeze_at: how many of timm's feature maps are computed by frozen layers.
             in_channels: of the image.
+            all_features: return the earlier feature maps as well.
 
         Raises:
             ImportError: timm is not installed.
@@ -48,16 +50,19 @@ class TimmBackbone(Backbone):
                 name,
                 pretrained=pretrained,
                 features_only=True,
-                out_indices=(-1,),
+                out_indices=None if all_features else (-1,),
                 in_chans=in_channels,
             )
         except (RuntimeError, AssertionError, IndexError) as error:
             raise ValueError(f"MODEL.TIMM.NAME is {name!r}; timm says: {error}") from error
         self.net: Any = timm.layers.freeze_batch_norm_2d(net)
         self._is_nhwc = "NHWC" in str(getattr(net, "output_fmt", ""))
-        self._shape = ShapeSpec(
-            channels=net.feature_info.channels()[0], stride=net.feature_info.reduction()[0]
-        )
+        channels, strides = net.feature_info.channels(), net.feature_info.reduction()
+        names = [*(f"{OUTPUT}{i}" for i in range(len(channels) - 1)), OUTPUT]
+        self._shapes = {
+            name: ShapeSpec(channels=c, stride=s)
+            for name, c, s in zip(names, channels, strides, strict=True)
+        }
         if freeze_at > 0:
             infos = net.feature_info.info
             _freeze_up_to(net, infos[min(freeze_at, len(infos)) - 1]["module"])
@@ -65,16 +70,19 @@ class TimmBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         """The stride: some of these networks drop the rest of a larger image."""
-        return self._shape.stride
+        stride: int = self._shapes[OUTPUT].stride
+        return stride
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of the one output."""
-        return {OUTPUT: self._shape}
+        """Channels and stride of the outputs."""
+        return dict(self._shapes)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Compute the feature (N, C', h, w) of images (N, 3, H, W)."""
-        (feature,) = self.net(x)
-        return {OUTPUT: feature.permute(0, 3, 1, 2) if self._is_nhwc else feature}
+        """Compute the features (N, C', h, w) of images (N, 3, H, W)."""
+        return {
+            name: feature.permute(0, 3, 1, 2) if self._is_nhwc else feature
+            for name, feature in zip(self._shapes, self.net(x), strict=True)
+        }
 
 
 def require_timm(what: str) -> Any:
@@ -95,13 +103,17 @@ def require_timm(what: str) -> Any:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """A network of timm from the keys ``MODEL.TIMM.*`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+    """A network of timm from the keys ``MODEL.TIMM.*`` and ``MODEL.BACKBONE.FREEZE_AT``.
+
+    With ``MODEL.MASK_ON`` it returns all feature maps, which masks need.
+    """
     keys = cfg.MODEL.TIMM
     backbone = TimmBackbone(
         keys.NAME,
         pretrained=keys.PRETRAINED,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_channels=input_shape.channels,
+        all_features=cfg.MODEL.MASK_ON,
     )
     if keys.PRETRAINED:
         origin = backbone.net.pretrained_cfg
