@@ -131,7 +131,9 @@ def checkpoint_config(
 
 
 def checkpoint_record(cfg: CfgNode) -> dict[str, Any]:
-    """What the checkpoint says of its weights; empty for weights of others."""
+    """What the checkpoint says about its weights; empty for weights of others, and without any."""
+    if not cfg.MODEL.WEIGHTS:
+        return {}
     path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
     trust = getattr(cfg.MODEL, TRUST_KEY.rpartition(".")[2])
     record = read_checkpoint(path, trust=trust).get(RECORD_KEY)

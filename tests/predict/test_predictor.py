@@ -19,6 +19,8 @@ from miti_detr import load_predictor
 from miti_detr.engine.predictor import Predictor, load_config
 from miti_detr.predict import DetectionPredictor, Detections
 from miti_detr.predict.predictor import batches
+from miti_detr.predict.torch_backend import checkpoint_record
+from tests.helpers import tiny_config
 from tests.predict.conftest import FixedBackend
 from tests.visualize.test_drawing import GREY, grey
 
@@ -203,3 +205,7 @@ def test_names_of_a_data_set_that_is_not_registered(weights: str, tmp_path: Path
 
 def test_it_is_public() -> None:
     assert "load_predictor" in miti_detr.__all__
+
+
+def test_without_weights_nothing_is_recorded() -> None:
+    assert checkpoint_record(tiny_config("MODEL.WEIGHTS", "")) == {}
