@@ -85,14 +85,13 @@ def convert_state_dict(
 
     Args:
         state_dict: tensors or arrays by key; left as it is.
-        num_classes: K of the model. A class head by COCO id (92 or 91 rows) is reduced to 80
-            classes; another number of rows than the model's leaves the head out. None: 80 for a
-            head by COCO id, otherwise what the source has.
+        num_classes: K of the model. A class head by COCO id is reduced to contiguous classes;
+            another number of rows than the model's leaves the head out. None: as in the source.
         source: key of :data:`SOURCES`; None: recognised by the keys.
         pretraining: the model is an ``UpDetr``. Another one takes over the weights of UP-DETR
             pre-training without its class head, patch projection and feature head.
-        no_object: the class head of the model has a row for "no object" after those of the K
-            classes, as softmax needs and focal loss does not. None: as in the source.
+        no_object: the class head of the model has a last row for "no object", as softmax needs
+            and focal loss does not. None: as in the source.
         masks: keep the weights of a mask head, if the source has one.
 
     Returns:
@@ -111,11 +110,10 @@ def convert_state_dict(
     tensors = {key: torch.as_tensor(value) for key, value in state_dict.items()}
     result, dropped = _apply(rows, tensors, label, aliases=source in FOCAL_SOURCES)
     if source in FOCAL_SOURCES:
-        refined = any("decoder.bbox_embed." in key for key in tensors)
-        dropped += merge_heads(result, refined=refined)
+        dropped += merge_heads(result, refined=any("decoder.bbox_embed." in k for k in tensors))
     pretrained = PRETRAINING_KEY in result and not pretraining
     unused = (PRETRAINING_ONLY if pretrained else ()) + (() if masks else MASK_ONLY)
-    left = tuple(key for key in result if key.startswith(unused)) if unused else ()
+    left = tuple(key for key in result if key.startswith(unused))
     dropped += left
     for key in left:
         del result[key]

@@ -171,7 +171,7 @@ def draw_instances(image: Image.Image, instances: "Instances", classes: ClassTab
 
 
 def draw_output(
-    image: Image.Image, instances: Instances, output: Mapping[str, Any], classes: ClassTable
+    image: Image.Image, instances: "Instances", output: Mapping[str, Any], classes: ClassTable
 ) -> Image.Image:
     """Draw what a model returns for an image: its panoptic segmentation, or else its detections.
 
