@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from miti_detr.bench.inputs import autocast
 from miti_detr.bench.meters import Clock
 from miti_detr.engine import prepare_cpu
-from miti_detr.engine.solver import build_optimizer, is_backbone
+from miti_detr.engine.optimizer import build_optimizer
+from miti_detr.engine.solver import is_backbone
 
 from .loop_criterion import LoopCriterion
 from .spec import BenchSpec, Weights, bench_config, make_inputs

@@ -3,8 +3,8 @@
 from .cpu import prepare_cpu
 from .hooks import NonFiniteError, RankHook, ReplayReport, ResidualRamp, replay
 from .launch import add_run_arguments, run
+from .optimizer import build_optimizer
 from .setup import log_version, resolve_device, setup_config, setup_run_logger, version
-from .solver import build_optimizer
 from .trainer import Trainer
 
 __all__ = [

@@ -32,13 +32,13 @@ from .hooks import (
     RunWriters,
 )
 from .hooks.loggers import build_loggers
+from .optimizer import build_optimizer
 from .parallel import wrap_for_processes
 from .resumable_trainer import ResumableTrainer, StoppedEarly
 from .resume import has_final_results
 from .seed import resolve_seed
 from .solver import (
     WeightAverage,
-    build_optimizer,
     build_scheduler,
     freeze,
     frozen_norms,
@@ -201,7 +201,7 @@ class Trainer(ResumableTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`miti_detr.engine.solver.build_optimizer`."""
+        """See :func:`miti_detr.engine.optimizer.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod

@@ -11,7 +11,8 @@ from torch import nn
 
 from miti_detr.engine import Trainer
 from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
-from miti_detr.engine.solver import build_optimizer, freeze, frozen_norms
+from miti_detr.engine.optimizer import build_optimizer
+from miti_detr.engine.solver import freeze, frozen_norms
 from miti_detr.engine.step.train_step import TrainStep
 from tests.engine.stub import config
 from tests.helpers import build_on_meta, tiny_config, training_input

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from miti_detr.scalars import log_scalars
 
-from .freeze import is_backbone
+from .solver.freeze import is_backbone
 
 logger = logging.getLogger(__name__)
 
