@@ -59,7 +59,8 @@ def test_parts():
     assert hooked == ["backbone", "transformer", "bbox_embed"]
     assert "3 parts with weights prepared together" in str(ours.acceleration)
     accelerate(ours)
-    assert all(len(m._forward_pre_hooks) <= 1 for m in ours.modules())
+    hooks = [hook for m in ours.modules() for hook in m._forward_pre_hooks.values()]
+    assert hooks.count(prepared_weights._prepare) == 3
 
 
 def test_a_failed_forward_pass_leaves_nothing():

@@ -1,13 +1,10 @@
-"""Masks and panoptic segmentations in pictures and in the JSON of predictions."""
+"""Masks and panoptic segmentations in pictures."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-import pytest
-from miti_detr.visualize.predictions import predict_images, to_polygons
 from PIL import Image
-from pycocotools import mask as mask_util
 
 from miti_detr.data.panoptic import register_panoptic
 from miti_detr.visualize.classes import ClassTable, class_table
@@ -52,48 +49,6 @@ def test_every_segment_has_its_name(tmp_path: Path) -> None:
         assert (pixels == class_colour(index)).all(-1).sum() > 300
     ids[ids == 2] = 1  # a segment without a pixel
     draw_segments(grey(), ids, segments, CLASSES.names)
-
-
-@pytest.mark.parametrize("mask_format", ["bool", "rle"])
-def test_predictions_have_masks(tmp_path: Path, mask_format: str) -> None:
-    (tmp_path / "in").mkdir()
-    image = tmp_path / "in/a.png"
-    grey(40, 30).save(image)
-    predictor = predictor_of(FixedMasks(mask_format))
-    summary = predict_images(predictor, [image], tmp_path / "out", classes=CLASSES)
-    (result,) = json.loads((tmp_path / "out/predictions.json").read_text())
-    mask = mask_util.decode(result["segmentation"])
-    expected = np.zeros((30, 40), dtype=np.uint8)
-    expected[:15, :20] = 1
-    assert (mask == expected).all()
-    pixels = np.asarray(Image.open(summary.pictures[0])).astype(int)  # 8 times enlarged
-    tinted = np.round(0.55 * 128 + 0.45 * np.array(class_colour(1)))
-    assert (pixels[80, 80] == tinted).all()
-    assert (pixels[180, 80] == GREY).all()
-
-
-def test_predictions_may_have_polygons(tmp_path: Path) -> None:
-    """The corners are centres of the outermost pixels, half a pixel inside of the mask."""
-    pytest.importorskip("cv2")
-    grey(40, 30).save(tmp_path / "a.png")
-    predictor = predictor_of(FixedMasks())
-    summary = predict_images(
-        predictor, [tmp_path / "a.png"], tmp_path / "out", classes=CLASSES, polygons=True
-    )
-    ((polygon,),) = (result["segmentation"] for result in summary.results)
-    corners = {tuple(p) for p in np.reshape(polygon, (-1, 2)).tolist()}
-    assert corners == {(0.5, 0.5), (0.5, 14.5), (19.5, 14.5), (19.5, 0.5)}
-    assert to_polygons([np.zeros((4, 4), dtype=bool)]) == [[]]
-
-
-def test_panoptic_predictions(tmp_path: Path) -> None:
-    grey(64, 32).save(tmp_path / "a.png")
-    predictor = predictor_of(FixedPanoptic())
-    summary = predict_images(predictor, [tmp_path / "a.png"], tmp_path / "out", classes=CLASSES)
-    pixels = np.asarray(Image.open(summary.pictures[0])).astype(int)
-    for x, index in ((40, 1), (280, 2)):
-        tinted = np.round(0.55 * 128 + 0.45 * np.array(class_colour(index)))
-        assert (pixels[20, x] == tinted).all()
 
 
 def test_truth_has_masks_beside_detections_with_masks(tmp_path: Path) -> None:
