@@ -126,7 +126,8 @@ def _forward(run: Operator, inputs: list[Tensor], levels: Any) -> None:
 
 
 def _both(run: Operator, inputs: list[Tensor], levels: Any) -> None:
-    torch.autograd.grad(run(inputs[0], levels, *inputs[1:]).sum(), inputs)
+    output = run(inputs[0], levels, *inputs[1:])
+    torch.autograd.grad(output, inputs, torch.ones_like(output))
 
 
 def deformable_config(*overrides: Any) -> CfgNode:

@@ -79,7 +79,7 @@ class _SampleRows(torch.autograd.Function):
         rows, locations, weights = ctx.saved_tensors
         table = _table(ctx.shapes, *locations.shape[2:5])
         n, queries = locations.shape[:2]
-        gradient = gradient.reshape(n, queries, table.heads, -1)
+        gradient = gradient.contiguous().view(n, queries, table.heads, -1)
         for_rows = torch.zeros_like(rows)
         for_locations, for_weights = torch.empty_like(locations), torch.empty_like(weights)
         for images in table.groups(n, queries):
