@@ -50,7 +50,8 @@ SMALL = (  # of the COCO configs, for the commands of the pages
     *RESNET18,
     *("MODEL.DETR.NUM_CLASSES", 3),
     *("SOLVER.MAX_ITER", 1, "SOLVER.EPOCHS", 0, "SOLVER.EPOCH_STEPS", (), "SOLVER.STEPS", ()),
-    *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.ACCUMULATE", 1, "DATALOADER.NUM_WORKERS", 0),
+    *("SOLVER.IMS_PER_BATCH", 2, "SOLVER.REFERENCE_BATCH", 2, "SOLVER.ACCUMULATE", 1),
+    *("DATALOADER.NUM_WORKERS", 0),
     *("TEST.EVAL_PERIOD", 0),
     *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 96, "INPUT.CROP.ENABLED", False),
     *("INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96),
@@ -147,15 +148,23 @@ def _small_official_files(folder: Path) -> None:
     torch.save({"model": to_official(deformable)}, folder / "r50_deformable_detr-checkpoint.pth")
 
 
-def make_place(supplies: Path, folder: Path) -> Path:
+def make_place(supplies: Path, folder: Path, *, copy: Any = shutil.copy2) -> Path:
     """A working folder with the supplies."""
     folder.mkdir()
     for item in supplies.iterdir():
         if item.name == "output":
-            shutil.copytree(item, folder / "output")
+            shutil.copytree(item, folder / "output", copy_function=copy)
         else:
             (folder / item.name).symlink_to(item)
     return folder
+
+
+def _copy_or_link(source: str, target: str) -> None:
+    """Weights are only linked: they are large, and no command writes into those that it reads."""
+    if source.endswith(".pth"):
+        os.symlink(source, target)
+    else:
+        shutil.copy2(source, target)
 
 
 def run_jobs(jobs: list[dict[str, Any]], supplies: Path) -> None:
@@ -239,7 +248,7 @@ def train_net_steps(words: list[str]) -> list[dict[str, Any]]:
     check_overrides(args.opts, args.config_file)
     if (args.num_gpus or 0) > 1 or args.config_file == "CONFIG":
         return []
-    small = SMALL if "/coco/" in args.config_file else SMALL[len(RESNET18) :]
+    small = SMALL[len(RESNET18) :] if "/shapes/" in args.config_file else SMALL
     words = [*words, *(str(word) for word in small)]
     if "pretrain" in args.config_file:
         words += ["MODEL.DETR.NUM_CLASSES", "2"]
@@ -309,7 +318,7 @@ def test_sh(supplies: Path, tmp_path: Path) -> None:
     for block in [b for b in BLOCKS if b.language == "sh"]:
         steps = [step for words in commands_of(block.text) for step in steps_of(words)]
         if steps:
-            folder = make_place(supplies, tmp_path / name_of(block))
+            folder = make_place(supplies, tmp_path / name_of(block), copy=_copy_or_link)
             jobs.append({"name": name_of(block), "folder": str(folder), "steps": steps})
     run_jobs(jobs, supplies)
 

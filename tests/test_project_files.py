@@ -60,15 +60,15 @@ def bare_path(tmp_path: Path) -> Path:
 
 def test_make_shows_its_targets() -> None:
     text = run("make").stdout
-    for target in ("setup", "train", "bench", "quick", "test", "lint", "help"):
+    for target in ("setup", "train", "bench", "quick", "test", "coverage", "lint", "help"):
         assert f"make {target} " in text
 
 
 def test_make_passes_its_variables() -> None:
     plan = run("make", "-n", "train", "CONFIG=configs/coco/x.yaml", "ARGS=SEED 1").stdout
     assert '"configs/coco/x.yaml" "output/coco/x" SEED 1' in plan
-    assert "--cov-fail-under=90" in run("make", "-n", "test").stdout
-    assert "--cov" not in run("make", "-n", "test", "ARGS=tests/cli").stdout
+    assert "--cov-fail-under=90" in run("make", "-n", "coverage").stdout
+    assert "worksteal tests/cli" in run("make", "-n", "test", "ARGS=tests/cli").stdout
     assert "OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}" in run("make", "-n", "quick").stdout
 
 

@@ -58,7 +58,11 @@ def _summary(batch: list[dict[str, Any]]) -> list[Any]:
 
 def _take(cfg: CfgNode, count: int, **arguments: Any) -> list[list[Any]]:
     loader = build_train_loader(cfg, **arguments)
-    return [_summary(batch) for batch in itertools.islice(loader, count)]
+    try:
+        return [_summary(batch) for batch in itertools.islice(loader, count)]
+    except ImageError as error:
+        del loader  # by the garbage collector, it would wait 5 seconds for each worker
+        raise error.with_traceback(None) from None
 
 
 def _ids(batches: list[list[Any]]) -> list[int]:

@@ -1,14 +1,19 @@
 """The environment of torchrun, and real processes that are stopped or orphaned."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from detectron2.engine import default_argument_parser
 
+from miti_detr.engine import add_run_arguments, run
 from miti_detr.engine.launch.processes import Place, place_from_environment
 from tests.engine import stub
 
@@ -43,16 +48,15 @@ def test_contradictions(changes: dict[str, str], num_gpus: int | None, message: 
         place_from_environment({**TORCHRUN, **changes}, num_gpus=num_gpus)
 
 
-RUN = """
-import sys
-from detectron2.engine import default_argument_parser
-from miti_detr.engine import add_run_arguments, run
-from tests.engine import stub
-if __name__ == "__main__":
+def _launch(opts: list[str], output: Path) -> None:
+    """Run in two processes, as a program of its own would."""
+    output.mkdir()
+    os.dup2(os.open(output / "errors.txt", os.O_WRONLY | os.O_CREAT), 2)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     parser = default_argument_parser()
     add_run_arguments(parser)
-    sys.exit(run(stub.main, parser.parse_args()))
-"""
+    arguments = ["--num-gpus", "2", "--timeout", "0.05", *opts]
+    os._exit(run(stub.main, parser.parse_args(arguments)))
 
 
 def _children(pid: int) -> list[int]:
@@ -74,40 +78,43 @@ def _wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def _running(data: Path, output: Path) -> Iterator[tuple[BaseProcess, list[int], list[int]]]:
+    """The launcher of a run that has written a checkpoint, its ranks, and their workers."""
+    changes = {"SOLVER__MAX_ITER": 10**6, "SOLVER__CHECKPOINT_PERIOD": 5}
+    options = stub.options(data, output, **changes, DATALOADER__NUM_WORKERS=1)
+    # a fork, because another program would import torch and Detectron2 once more
+    launcher = multiprocessing.get_context("fork").Process(target=_launch, args=(options, output))
+    launcher.start()
+    try:
+        assert launcher.pid is not None
+        _wait_for(output / "model_0000004.pth")
+        ranks = [pid for pid in _children(launcher.pid) if "spawn_main" in _command(pid)]
+        workers = [child for pid in ranks for child in _children(pid)]
+        assert (len(ranks), len(workers)) == (2, 2)
+        yield launcher, ranks, workers
+    finally:
+        launcher.kill()
+        launcher.join()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_stopped_process_ends_the_run_and_a_killed_launcher_all(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     """SIGSTOP of rank 1 is reported with its rank; SIGKILL of the launcher leaves no process."""
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "CUDA_VISIBLE_DEVICES": ""}
-    for case in ("stopped", "orphaned"):
-        output = tmp_path / case
-        changes = {"SOLVER__MAX_ITER": 10**6, "SOLVER__CHECKPOINT_PERIOD": 5}
-        options = stub.options(tiny_data, output, **changes, DATALOADER__NUM_WORKERS=1)
-        command = [sys.executable, str(script), "--num-gpus", "2", "--timeout", "0.05", *options]
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as launcher:
-            try:
-                _wait_for(output / "model_0000004.pth")
-                ranks = [pid for pid in _children(launcher.pid) if "spawn_main" in _command(pid)]
-                workers = [child for pid in ranks for child in _children(pid)]
-                assert (len(ranks), len(workers)) == (2, 2)
-                if case == "stopped":
-                    os.kill(ranks[1], signal.SIGSTOP)
-                    _, error = launcher.communicate(timeout=120)
-                    assert launcher.returncode == 1
-                    assert f"error: rank 1 (process {ranks[1]} on" in error
-                    assert "Traceback" not in error, error[-3000:]
-                else:
-                    launcher.kill()
-                    launcher.wait()
-            finally:
-                launcher.kill()
-            deadline = time.monotonic() + 60
-            while any(map(_command, [*ranks, *workers])):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+    stopped, orphaned = tmp_path / "stopped", tmp_path / "orphaned"
+    with _running(tiny_data, orphaned) as (launcher, ranks, workers):
+        pass  # the launcher is killed
+    with _running(tiny_data, stopped) as (launcher, more_ranks, more_workers):
+        os.kill(more_ranks[1], signal.SIGSTOP)
+        launcher.join(120)
+        assert launcher.exitcode == 1
+        error = (stopped / "errors.txt").read_text()
+        assert f"error: rank 1 (process {more_ranks[1]} on" in error
+        assert "Traceback" not in error, error[-3000:]
+    deadline = time.monotonic() + 60
+    while any(map(_command, [*ranks, *workers, *more_ranks, *more_workers])):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
