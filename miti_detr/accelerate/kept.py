@@ -57,7 +57,7 @@ class Kept(Generic[T]):
             kept = self._kept  # another thread may replace it meanwhile
             if kept is not None and kept[1] == others and _unchanged(kept[0], tensors):
                 return kept[2]
-            noted = [_Source(weakref.ref(t), _version(t), _fingerprint(t)) for t in tensors]
+            noted = [_Source(weakref.ref(t), version(t), _fingerprint(t)) for t in tensors]
             value = make()
             self._kept = noted, others, value
             return value
@@ -74,13 +74,14 @@ class Kept(Generic[T]):
 def _unchanged(noted: list[_Source], tensors: list[Tensor]) -> bool:
     return len(noted) == len(tensors) and all(
         source.tensor() is tensor
-        and source.version == _version(tensor)
+        and source.version == version(tensor)
         and torch.equal(source.print, _fingerprint(tensor, copy=False))
         for source, tensor in zip(noted, tensors, strict=True)
     )
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """Count of the changes of a tensor in place; -1 where none is kept."""
     return -1 if tensor.is_inference() else tensor._version
 
 

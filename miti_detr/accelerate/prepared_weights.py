@@ -9,7 +9,9 @@ Where: under autocast in training, and on GPUs in inference as well. A part is a
 backbone, or the encoder or decoder; with several processes, the gradients of one part are sent
 while those of the next are computed. The weights are made in each forward pass of the part, so that
 they are always those of the layers. Not within checkpointed blocks, which run a second time outside
-of that forward pass, and not when compiling.
+of that forward pass, and not when compiling. A layer computes its own weights where a hook or a
+parametrization may change them, where they have changed since the forward pass of the part began,
+and where its precision or need of gradients is not that of the part.
 
 How exact: the same roundings as layer by layer.
 """
@@ -17,13 +19,15 @@ How exact: the same roundings as layer by layer.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrize import is_parametrized
 
 from .exchange import is_recorded
+from .kept import version
 
 Pair = tuple[Tensor, Tensor | None]  # weight and bias
 _LARGEST = 16_000_000  # parameters of a part, unless it cannot be divided
@@ -35,10 +39,35 @@ SOURCES = "_weights_to_prepare"
 _current = threading.local()
 
 
+class _Made(NamedTuple):
+    """What was made for a layer, and the parameters that it was made from."""
+
+    pair: Pair
+    sources: list[tuple[Tensor | None, int]]
+
+    def is_valid(self, layer: nn.Module) -> bool:
+        """Whether the layer would make the same now."""
+        sources = getattr(layer, SOURCES)()
+        if sources is None:
+            return False
+        weight, bias, _ = sources
+        made, device = self.pair[0], weight.device.type
+        autocast = torch.is_autocast_enabled(device)
+        return (
+            made.dtype == (torch.get_autocast_dtype(device) if autocast else weight.dtype)
+            and (made.requires_grad or not (weight.requires_grad and torch.is_grad_enabled()))
+            and all(
+                now is then and _changes(now) == changes
+                for now, (then, changes) in zip((weight, bias), self.sources, strict=True)
+            )
+        )
+
+
 def prepared(layer: nn.Module) -> Pair | None:
     """Weight and bias of a layer in the forward pass of its part; None: it computes its own."""
-    pairs: dict[int, Pair] | None = getattr(_current, "pairs", None)
-    return None if pairs is None else pairs.get(id(layer))
+    pairs: dict[int, _Made] | None = getattr(_current, "pairs", None)
+    made = None if pairs is None else pairs.get(id(layer))
+    return made.pair if made is not None and made.is_valid(layer) else None
 
 
 @contextmanager
@@ -92,9 +121,11 @@ def _parts(module: nn.Module, depth: int) -> list[nn.Module]:
 
 def _prepare(part: nn.Module, _: Any) -> None:
     """Make the weights of all layers of a part."""
-    layers = [m for m in part.modules() if hasattr(m, SOURCES)]
-    first = next(iter(layers[0].parameters()), None)
-    if first is None or is_recorded():
+    if is_recorded():
+        return
+    layers = [m for m in part.modules() if hasattr(m, SOURCES) and not _may_change(m)]
+    first = next((p for layer in layers for p in layer.parameters()), None)
+    if first is None:
         return
     device = first.device.type
     trained = torch.is_grad_enabled() and any(p.requires_grad for p in part.parameters())
@@ -110,13 +141,22 @@ def _prepare(part: nn.Module, _: Any) -> None:
     _current.pairs = _make_pairs(sources, dtype)
 
 
+def _may_change(layer: nn.Module) -> bool:
+    """Whether a layer's weights may become others before its own forward pass."""
+    return bool(layer._forward_pre_hooks) or is_parametrized(layer)
+
+
+def _changes(tensor: Tensor | None) -> int:
+    return -1 if tensor is None else version(tensor)
+
+
 def _forget(part: nn.Module, _: Any, __: Any) -> None:
     _current.pairs = None
 
 
 def _make_pairs(
     sources: list[tuple[nn.Module, Tensor, Tensor | None, Any]], dtype: torch.dtype
-) -> dict[int, Pair]:
+) -> dict[int, _Made]:
     folded = [source for source in sources if source[3] is not None]
     plain = [source for source in sources if source[3] is None]
     scales, shifts = _scales_and_shifts([norm for *_, norm in folded])
@@ -124,9 +164,10 @@ def _make_pairs(
     biases = [bias for _, _, bias, _ in plain if bias is not None]
     made = list(_Prepare.apply(dtype, len(folded), *scales, *weights, *biases))
     cast = iter(_cast(shifts, dtype) + made[len(weights) :])
-    pairs: dict[int, Pair] = {}
-    for (layer, _, bias, norm), weight in zip((*folded, *plain), made, strict=False):
-        pairs[id(layer)] = weight, next(cast) if norm is not None or bias is not None else None
+    pairs: dict[int, _Made] = {}
+    for (layer, source, bias, norm), weight in zip((*folded, *plain), made, strict=False):
+        pair = weight, next(cast) if norm is not None or bias is not None else None
+        pairs[id(layer)] = _Made(pair, [(t, _changes(t)) for t in (source, bias)])
     return pairs
 
 
