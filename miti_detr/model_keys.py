@@ -130,6 +130,8 @@ def _check_deformable(cfg: CfgNode) -> None:
     detr = cfg.MODEL.DETR
     wrong: dict[str, tuple[bool, str]]
     if cfg.MODEL.META_ARCHITECTURE == "DeformableDetr":
+        if cfg.MODEL.CUDA_GRAPHS:
+            raise ValueError("MODEL.CUDA_GRAPHS is True; DeformableDetr has none: set it to False")
         wrong = {
             "PRE_NORM": (detr.PRE_NORM, "DeformableDetr is post-norm: set it to False"),
             "LAYER_RESIDUAL": (

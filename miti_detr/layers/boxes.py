@@ -21,7 +21,6 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
     """Logit of values in [0, 1], which stay finite: 0 and 1 count as 1e-5 away from the border."""
-    x = x.clamp(0, 1)
     return x.clamp(min=1e-5).log() - (1 - x).clamp(min=1e-5).log()
 
 

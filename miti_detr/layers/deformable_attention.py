@@ -148,7 +148,9 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (self.nhead, -1))
         offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
         if references.shape[-1] == 2:
-            offsets = offsets / of_points(offsets.new_tensor([(w, h) for h, w in spatial_shapes]))
+            # Not new_tensor, which makes constants of the sizes while a model is recorded.
+            sizes = [offsets.new_full((), side) for h, w in spatial_shapes for side in (w, h)]
+            offsets = offsets / of_points(torch.stack(sizes).view(-1, 2))
         else:
             sides = of_points(references[..., 2:])[:, :, None]
             offsets = offsets / self.num_points * sides * 0.5

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from miti_detr.accelerate.exchange import is_recorded
+
 
 class Pyramid(NamedTuple):
     """The levels of a padded batch.
@@ -30,15 +32,19 @@ class Pyramid(NamedTuple):
     @classmethod
     def from_masks(cls, masks: Sequence[Tensor], device: torch.device) -> "Pyramid":
         """Describe levels with the padding masks (N, h, w), which are on the host."""
-        counts = [torch.stack([(~m[:, 0]).sum(1), (~m[:, :, 0]).sum(1)], dim=-1) for m in masks]
-        valid_sizes = torch.stack(counts, dim=1).float()
+        valid = [((~mask[:, 0]).float(), (~mask[:, :, 0]).float()) for mask in masks]
+        valid_sizes, valid_ratios = (
+            torch.stack([torch.stack([f(x, 1), f(y, 1)], dim=-1) for x, y in valid], dim=1)
+            for f in (torch.sum, torch.mean)
+        )
         shapes = tuple((mask.shape[1], mask.shape[2]) for mask in masks)
-        valid_ratios = valid_sizes / valid_sizes.new_tensor([(w, h) for h, w in shapes])
         flat = torch.cat([mask.flatten(1) for mask in masks], dim=1)
-        # A batch without padding needs no mask, which is faster. A traced model must have one.
-        is_padded = torch.jit.is_tracing() or bool(flat.any())
-        mask = flat.to(device) if is_padded else None
-        return cls(shapes, mask, valid_sizes.to(device), valid_ratios.to(device))
+        # A batch without padding needs no mask, which is faster. A recorded model must have one.
+        is_padded = is_recorded() or bool(flat.any())
+        flat, valid_sizes, valid_ratios = (
+            x.to(device, non_blocking=True) for x in (flat, valid_sizes, valid_ratios)
+        )
+        return cls(shapes, flat if is_padded else None, valid_sizes, valid_ratios)
 
     def cell_centres(self) -> Tensor:
         """Centres of all cells in the un-padded image, (N, S, 2); beyond 1 in the padding."""

@@ -162,7 +162,7 @@ class DeformableTransformer(nn.Module):
             query_pos, x, references = self._best_proposals(proposals)
         else:
             assert query_embed is not None
-            query_pos, x = query_embed.expand(len(tokens), -1, -1).chunk(2, dim=-1)
+            query_pos, x = query_embed.expand(tokens.shape[0], -1, -1).chunk(2, dim=-1)
             references = self.reference_points(query_pos).sigmoid()
         states, boxes = [], []
         for index, layer in enumerate(self.decoder.layers):

@@ -236,6 +236,7 @@ def test_embedding_of_boxes():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (("MODEL.CUDA_GRAPHS", True), r"MODEL.CUDA_GRAPHS is True; DeformableDetr has none"),
         (("MODEL.DETR.PRE_NORM", True), r"PRE_NORM is True; DeformableDetr is post-norm"),
         (
             ("MODEL.DETR.LAYER_RESIDUAL", "after_norm"),
