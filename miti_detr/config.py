@@ -190,8 +190,9 @@ def _add_backbone_keys(cfg: CN) -> None:
 
 
 def _add_speed_keys(cfg: CN) -> None:
-    # Compile backbone and transformer (torch.compile). Each shape of a batch is compiled, so bound
-    # their number by MODEL.DETR.SIZE_DIVISIBILITY. On a CPU it needs a C++ compiler
+    # Compile backbone, transformer, heads and loss terms (torch.compile). Shapes of a batch are
+    # compiled, so bound their number by MODEL.DETR.SIZE_DIVISIBILITY. On a CPU it needs a C++
+    # compiler
     cfg.MODEL.COMPILE = False
     # On a GPU, record the kernels of backbone and transformer once for each shape of a batch, which
     # saves the time of the host. Bound the number of shapes by MODEL.DETR.SIZE_DIVISIBILITY

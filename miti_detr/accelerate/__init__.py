@@ -20,6 +20,7 @@ from . import (
     residual_blocks,
 )
 from .activation_checkpoint import checkpoint_activations
+from .compilation import compile_parts
 from .cuda_graphs import use_cuda_graphs
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "AccelerationReport",
     "accelerate",
     "checkpoint_activations",
+    "compile_parts",
     "use_cuda_graphs",
 ]
 

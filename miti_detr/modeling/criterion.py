@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from miti_detr.scalars import is_logging, log_scalars
 
 from .classification import ClassLoss, SoftmaxLoss, build_class_loss
-from .losses import box_losses, cardinality_errors, class_error
+from .losses import BoxLoss, cardinality_errors, class_error
 from .matcher import HungarianMatcher
 from .targets import Target
 
@@ -104,6 +104,7 @@ class SetCriterion(nn.Module):
         self.giou_weight = giou_weight
         self.deep_supervision = deep_supervision
         self.class_loss = class_loss or SoftmaxLoss(num_classes, no_object_weight=no_object_weight)
+        self.box_loss = BoxLoss()
         self._whole_batch: Sequence[int] | None = None
 
     @property
@@ -205,7 +206,7 @@ class SetCriterion(nn.Module):
         ce = self.class_loss(logits, classes, normalizers.of("loss_ce"))
         num_boxes = normalizers.of("loss_bbox")
         predicted = boxes[layer, image, query].view(len(logits), -1, 4)
-        l1, giou = box_losses(predicted, truth.view_as(predicted), num_boxes)
+        l1, giou = self.box_loss(predicted, truth.view_as(predicted), num_boxes)
         if is_logging():
             last = slice(len(query) - predicted.shape[1], None)  # the last layer's matches
             error = class_error(logits[-1, image[last], query[last]], labels[last])

@@ -14,7 +14,12 @@ from detectron2.modeling.backbone.swin import SwinTransformerBlock
 from detectron2.modeling.backbone.vit import Block
 from torch import nn
 
-from miti_detr.accelerate import accelerate, checkpoint_activations, use_cuda_graphs
+from miti_detr.accelerate import (
+    accelerate,
+    checkpoint_activations,
+    compile_parts,
+    use_cuda_graphs,
+)
 
 from .transformer import TransformerLayer
 
@@ -22,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 # Layers of the transformer, blocks of ResNets (below a feature pyramid, too), of ViT and of Swin.
 _CHECKPOINTED = (TransformerLayer, CNNBlockBase, Block, SwinTransformerBlock)
+_COMPILED = (
+    *("backbone.body", "transformer", "class_embed", "bbox_embed"),
+    *("criterion.class_loss", "criterion.box_loss"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Execution:
         accelerated: call :func:`miti_detr.accelerate.accelerate`.
         activation_checkpoint: compute the inside of transformer layers and backbone blocks twice
             instead of keeping it for the backward pass.
-        compiled: run backbone and transformer by ``torch.compile``; state-dict keys stay.
+        compiled: run backbone, transformer, heads and loss terms by ``torch.compile``.
         cuda_graphs: run backbone and transformer from CUDA graphs, one for each shape of a batch.
         inference_dtype: precision of autocast in evaluation mode; None: as the caller has it.
         tf32: use TensorFloat-32 for float32 on GPUs, in the whole process; None: as torch has it.
@@ -81,8 +90,7 @@ class Execution:
                     left_out,
                 )
         if self.compiled:
-            model.get_submodule("backbone.body").compile()
-            model.get_submodule("transformer").compile()
+            compile_parts(model, _COMPILED)
         if self.cuda_graphs:
             use_cuda_graphs(model.get_submodule("backbone.body"))
             use_cuda_graphs(model.get_submodule("transformer"))

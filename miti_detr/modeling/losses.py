@@ -5,26 +5,32 @@ Source: facebookresearch/detr ``models/detr.py`` at 29901c5.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from miti_detr.layers import box_cxcywh_to_xyxy, generalized_box_iou
 
 
-def box_losses(predicted: Tensor, truth: Tensor, normalizer: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 distance and generalised IoU of matched boxes.
+class BoxLoss(nn.Module):
+    """L1 distance and generalised IoU of matched boxes."""
 
-    Args:
-        predicted: (L, M, 4) ``cxcywh``.
-        truth: (L, M, 4) ``cxcywh``.
-        normalizer: scalar, published: the mean number of objects in a process' batch, at least 1.
+    def forward(
+        self, predicted: Tensor, truth: Tensor, normalizer: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute both.
 
-    Returns:
-        sum |b - b'|_1 / normalizer and sum (1 - GIoU) / normalizer, each (L,). Both are 0, and
-        differentiable, if nothing is matched.
-    """
-    l1 = (predicted - truth).abs().sum((1, 2)) / normalizer
-    giou = generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(truth))
-    return l1, (1 - giou).sum(1) / normalizer
+        Args:
+            predicted: (L, M, 4) ``cxcywh``.
+            truth: (L, M, 4) ``cxcywh``.
+            normalizer: scalar, published: the mean number of objects in a process' batch, at
+                least 1.
+
+        Returns:
+            sum |b - b'|_1 / normalizer and sum (1 - GIoU) / normalizer, each (L,). Both are 0, and
+            differentiable, if nothing is matched.
+        """
+        l1 = (predicted - truth).abs().sum((1, 2)) / normalizer
+        giou = generalized_box_iou(box_cxcywh_to_xyxy(predicted), box_cxcywh_to_xyxy(truth))
+        return l1, (1 - giou).sum(1) / normalizer
 
 
 @torch.no_grad()
