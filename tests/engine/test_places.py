@@ -1,4 +1,4 @@
-"""The environment of torchrun, and real processes that are stopped or orphaned."""
+"""The environments of torchrun and SLURM, and real processes that are stopped or orphaned."""
 
 import multiprocessing
 import os
@@ -32,6 +32,44 @@ def test_place_of_torchrun(num_gpus: int | None) -> None:
     assert place_from_environment(TORCHRUN, num_gpus=num_gpus) == Place(1, 2, 1)
     for environment in ({}, {"WORLD_SIZE": "1"}):
         assert place_from_environment(environment, num_gpus=num_gpus) is None
+
+
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+}
+
+
+def test_place_of_srun() -> None:
+    assert place_from_environment(SLURM, num_gpus=None) == Place(3, 4, 1)
+    assert place_from_environment({**SLURM, **TORCHRUN}, num_gpus=None) == Place(1, 2, 1)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        with pytest.raises(ValueError, match=r"4 processes.* is not set.* export MASTER_ADDR="):
+            place_from_environment({**SLURM, name: ""}, num_gpus=None)
+    with pytest.raises(ValueError, match="RANK is not set"):
+        place_from_environment({**SLURM, "SLURM_PROCID": ""}, num_gpus=None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SLURM_NTASKS": "1"},
+        {"SLURM_STEP_ID": ""},  # the batch script itself
+        {"SLURM_STEP_NUM_TASKS": "1"},  # an interactive shell in a job of several tasks
+    ],
+)
+def test_slurm_with_one_process(changes: dict[str, str]) -> None:
+    environment = {**SLURM, "MASTER_ADDR": "", **changes}
+    assert place_from_environment(environment, num_gpus=2) is None
+
+
+def test_the_command_line_comes_before_slurm() -> None:
+    """One task of SLURM for each machine, which starts the processes of that machine."""
+    assert place_from_environment(SLURM, num_gpus=8, num_machines=4) is None
 
 
 @pytest.mark.parametrize(

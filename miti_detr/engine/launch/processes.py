@@ -50,11 +50,10 @@ class Place:
 def place_from_environment(
     environment: Mapping[str, str], *, num_gpus: int | None, num_machines: int = 1
 ) -> Place | None:
-    """Read the place of this process from the variables of ``torchrun``.
+    """Read the place of this process from the variables of ``torchrun`` or of SLURM's ``srun``.
 
-    SLURM's own variables are not read, because they are also set where only one process runs. In a
-    batch script, write ``srun bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
-    LOCAL_RANK=$SLURM_LOCALID exec python train_net.py ...'`` and export ``MASTER_ADDR`` and
+    SLURM's variables are read only in a step of several tasks, and only if neither ``torchrun`` nor
+    the command line describes the run. The batch script exports ``MASTER_ADDR`` and
     ``MASTER_PORT``.
 
     Args:
@@ -68,6 +67,8 @@ def place_from_environment(
     Raises:
         ValueError: the variables are incomplete or contradict each other or the command line.
     """
+    if num_machines == 1:
+        environment = _with_names_of_torchrun(environment)
     if not environment.get("RANK") and environment.get("WORLD_SIZE", "1") in ("", "1"):
         return None
     numbers = {}
@@ -92,6 +93,27 @@ def place_from_environment(
             f"started {per_machine} processes. Leave --num-gpus away."
         )
     return Place(rank, world_size, numbers["LOCAL_RANK"]) if world_size > 1 else None
+
+
+def _with_names_of_torchrun(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """Add the variables of ``torchrun`` in a process that ``srun`` has started.
+
+    Raises:
+        ValueError: the address or port of the main process is not set.
+    """
+    # In an interactive shell, which is a step too, SLURM_NTASKS counts the tasks of the whole job.
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+    in_step = environment.get("SLURM_STEP_ID") and tasks != "1"
+    if not in_step or environment.get("RANK") or environment.get("WORLD_SIZE"):
+        return environment
+    if not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
+        raise ValueError(
+            f"srun has started {tasks} processes, but MASTER_ADDR or MASTER_PORT is not set. In "
+            "the batch script: export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | "
+            "head -n 1) MASTER_PORT=29500"
+        )
+    rank, local_rank = (environment.get(f"SLURM_{name}", "") for name in ("PROCID", "LOCALID"))
+    return {**environment, "RANK": rank, "WORLD_SIZE": tasks, "LOCAL_RANK": local_rank}
 
 
 def connect(place: Place, timeout: float) -> distributed.Store:
