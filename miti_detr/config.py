@@ -68,7 +68,7 @@ def _add_transformer_keys(cfg: CN) -> None:
     #   before_norm Miti-DETR as published: joins the last sum, before the last LayerNorm
     #   after_norm  Miti-DETR by equation (6) of the paper: added to the finished layer
     detr.LAYER_RESIDUAL = "before_norm"
-    # Which stacks have it: both | encoder | decoder
+    # Stacks that have it: both | encoder | decoder
     detr.LAYER_RESIDUAL_IN = "both"
     # Iterations over which the strength of the residual rises linearly from 0 (DETR) to 1, for a
     # training that starts from DETR's weights; 0: it is 1 from the start, as published. Read by the
@@ -101,7 +101,7 @@ def _add_prediction_keys(cfg: CN) -> None:
     # image, as published. Few distinct shapes make CPU and compiled runs faster
     detr.SIZE_DIVISIBILITY = 0
 
-    # How a query tells its class:
+    # How the class of a query is predicted:
     #   softmax  cross-entropy over the classes and "no object" (DETR)
     #   focal    sigmoid focal loss of each class by itself (Deformable-DETR); detections are the
     #            TEST.DETECTIONS_PER_IMAGE pairs of query and class with the highest scores
@@ -125,7 +125,7 @@ def _add_deformable_keys(cfg: CN) -> None:
     # and so on
     detr.NUM_FEATURE_LEVELS = 1
     detr.NUM_POINTS = 4  # points that a head reads on each level
-    # Each decoder layer corrects the boxes of the layer before it, by heads of its own
+    # Each decoder layer corrects the boxes of the layer before it, with its own heads
     detr.BOX_REFINEMENT = False
     # The encoder proposes the boxes from which the decoder starts; needs BOX_REFINEMENT
     detr.TWO_STAGE = False
@@ -224,11 +224,11 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.EMA.WARMUP = 2000
     cfg.SOLVER.EMA.PERIOD = 1  # steps between two updates, which then keep DECAY ** PERIOD
 
-    # End the run after so many evaluations in a row without a better result; 0: never
+    # End the run after this many evaluations in a row without a better result; 0: never
     cfg.SOLVER.EARLY_STOP = CN()
     cfg.SOLVER.EARLY_STOP.PATIENCE = 0
     cfg.SOLVER.EARLY_STOP.MIN_DELTA = 0.0  # a better result is better by more than this
-    # Name in metrics.json, such as bbox/AP50 or validation/total_loss; of losses lower is better.
+    # Name in metrics.json, such as bbox/AP50 or validation/total_loss; lower is better for losses.
     # "": the AP of the (first) data set of TEST, as for model_best.pth
     cfg.SOLVER.EARLY_STOP.METRIC = ""
 

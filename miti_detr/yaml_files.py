@@ -91,7 +91,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def parse_config(text: str, name: str) -> dict[str, Any]:
-    """Parse a config that was recorded as text; it stands for itself and cannot have a ``_BASE_``.
+    """Parse a config that was recorded as text; it is complete and must not have a ``_BASE_``.
 
     Args:
         text: YAML.

@@ -1,4 +1,4 @@
-"""Deterministic weights and images, a function of their names alone.
+"""Deterministic weights and images, which depend only on their names.
 
 The goldens were computed with them, and both sides of a parity test can be filled alike.
 """

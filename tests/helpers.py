@@ -74,7 +74,7 @@ def training_input(
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with so many threads of torch."""
+    """Compute with this many threads of torch."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -57,13 +57,13 @@ def test_model_is_compared_with_the_name_of_its_weights(weights, pixels, caplog)
     for _ in range(2):
         build_model(config(weights, *pixels))
     fits = weights.startswith("MSRA") == bool(pixels)
-    said = [r.getMessage() for r in caplog.records if "was trained on" in r.getMessage()]
-    assert len(said) == (not fits)
-    if said:
+    messages = [r.getMessage() for r in caplog.records if "was trained on" in r.getMessage()]
+    assert len(messages) == (not fits)
+    if messages:
         wanted = "123.675, 116.28, 103.53" if pixels else "103.53, 116.28, 123.675"
         order = "RGB" if pixels else "BGR"
-        assert f"set MODEL.PIXEL_MEAN [{wanted}]" in said[0]
-        assert said[0].endswith(f"INPUT.FORMAT {order}")
+        assert f"set MODEL.PIXEL_MEAN [{wanted}]" in messages[0]
+        assert messages[0].endswith(f"INPUT.FORMAT {order}")
 
 
 def test_channel_order_alone_is_enough(caplog):

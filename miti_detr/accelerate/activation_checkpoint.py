@@ -31,14 +31,14 @@ def checkpoint_activations(model: nn.Module, kinds: tuple[type[nn.Module], ...])
     """Let modules of some classes trade time for memory in training.
 
     State-dict keys stay as they are, and outside of training nothing changes. Modules with a batch
-    norm that is not frozen are left alone: it would count each batch twice.
+    norm that is not frozen are not changed: it would count each batch twice.
 
     Args:
         model: changed in place.
         kinds: classes of the modules.
 
     Returns:
-        How many modules were changed, and how many were left alone.
+        How many modules were changed, and how many were not.
     """
     found = [module for module in model.modules() if isinstance(module, kinds)]
     chosen = [module for module in found if not _counts_batches(module)]

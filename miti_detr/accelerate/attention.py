@@ -36,8 +36,8 @@ class FastAttention(MultiHeadAttention):
     _kept: dict[tuple[int, int], Kept[PackedWeight]]  # by the rows of the packed projection
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        learnt_mask = mask is not None and mask.requires_grad
-        if not self.training or not can_draw(q, self.dropout) or learnt_mask:
+        learned_mask = mask is not None and mask.requires_grad
+        if not self.training or not can_draw(q, self.dropout) or learned_mask:
             return super()._attend(q, k, v, mask)
         keep, scale = draw((*q.shape[:-1], k.shape[-2]), self.dropout)
         attended: Tensor = _DropoutAttention.apply(q, k, v, mask, keep, scale)

@@ -35,7 +35,7 @@ class FastDropout(nn.Dropout):
 
 
 class FastReluDropout(nn.Sequential):
-    """``nn.Sequential(nn.ReLU(), nn.Dropout(p))`` that keeps its result only."""
+    """``nn.Sequential(nn.ReLU(), nn.Dropout(p))`` that keeps only its result."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Rectify ``x``, then drop elements in training."""

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def exchange(module: nn.Module, faster: type[nn.Module]) -> None:
-    """Let a module compute as ``faster``, a subclass of its class, does."""
+    """Change the class of a module to ``faster``, a subclass of it."""
     assert issubclass(faster, type(module)), f"{faster} is no {type(module)}"
     module.__class__ = faster
 

@@ -2,7 +2,7 @@
 
 What it computes: a frozen batch norm is ``y = x * s + b`` with constant ``s`` and ``b`` per
 channel, so ``norm(conv(x, w)) = conv(x, w * s) + b``: one pass over memory instead of three. In
-training the scaled weight is made again in the backward pass instead of being kept. Without
+training the scaled weight is computed again in the backward pass instead of being kept. Without
 gradient it is kept between calls, and oneDNN convolves with weights in its own layout.
 
 Where: Detectron2's ``Conv2d`` with ``FrozenBatchNorm2d``, on any device. When compiling, the
@@ -152,7 +152,7 @@ class FoldedConv2d(Conv2d):
 
 
 class _ScaledConvolution(torch.autograd.Function):
-    """A convolution whose scaled weights are made again in the backward pass.
+    """A convolution whose scaled weights are computed again in the backward pass.
 
     The scale has no gradient.
     """

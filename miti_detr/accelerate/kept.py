@@ -33,7 +33,7 @@ class _Source(NamedTuple):
 
 
 class Kept(Generic[T]):
-    """A value made from tensors, made again when one of them has changed.
+    """A value computed from tensors, and again whenever one of them has changed.
 
     Copies and pickles of it are empty.
     """
@@ -47,7 +47,7 @@ class Kept(Generic[T]):
 
         Args:
             make: called without arguments.
-            sources: the tensors that it uses; Nones are skipped.
+            sources: the tensors that it uses; None is skipped.
             others: what else it depends on; compared by ``==``.
         """
         tensors = [t for t in sources if t is not None]
@@ -88,19 +88,19 @@ def version(tensor: Tensor) -> int:
 def _fingerprint(tensor: Tensor, *, copy: bool = True) -> Tensor:
     """The values of a small tensor, or the products of a large one's rows with random numbers.
 
-    A NaN in it never equals itself, so that the value is made again each time.
+    A NaN in it never equals itself, so that the value is then computed each time.
     """
     flat = tensor.detach().reshape(len(tensor), -1) if tensor.dim() else tensor.detach()
     if tensor.numel() <= _SMALL:
         return flat.clone() if copy else flat
     if tensor.dim() == 4 and not tensor.is_contiguous():
         flat = tensor.detach().permute(0, 2, 3, 1).reshape(len(tensor), -1)
-    return torch.mv(flat, _random_vector(flat.shape[1]))  # unlike matmul, autocast leaves it alone
+    return torch.mv(flat, _random_vector(flat.shape[1]))  # unlike matmul, not cast by autocast
 
 
 def _random_vector(length: int) -> Tensor:
     vector = _random_vectors.get(length)
     if vector is None:
-        generator = torch.Generator().manual_seed(length)  # leaves the global generator alone
+        generator = torch.Generator().manual_seed(length)  # not the global generator
         vector = _random_vectors[length] = torch.rand(length, generator=generator) + 0.5
     return vector

@@ -147,7 +147,7 @@ class _Table:
     """
 
     def __init__(self, shapes: Shapes, heads: int, levels: int, points: int) -> None:
-        """Lay out levels of these shapes for so many points of each head on each level."""
+        """Lay out levels of these shapes for ``points`` points of each head on each level."""
         self.shapes = shapes
         self.pitch = max(w for _, w in shapes) + _BORDER
         self.heads = heads

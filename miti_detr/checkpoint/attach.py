@@ -1,4 +1,4 @@
-"""What every model does when weights are saved and loaded, by whomever.
+"""What every model does when its weights are saved or loaded, by any program.
 
 Detectron2's ``DefaultTrainer`` and ``DefaultPredictor`` make their own checkpointer, which calls
 ``model.state_dict()`` and ``model.load_state_dict()``, often before ``model.eval()``. So the

@@ -113,7 +113,7 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
             file.write(last_filename_basename.encode())
 
     def has_checkpoint(self) -> bool:
-        """Tell whether there is a checkpoint to resume from: a tag without a file is none."""
+        """Return whether there is a checkpoint to resume from; a tag without a file is none."""
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
@@ -163,7 +163,7 @@ class MitiDetrCheckpointer(DetectionCheckpointer):
         try:
             return super().load(path, *args, **kwargs)
         finally:
-            self._parsed_url_during_load = None  # Detectron2 leaves it, and then refuses to go on
+            self._parsed_url_during_load = None  # which Detectron2 leaves, and then cannot load
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if variant_of(self.model) is None or not filename.endswith((".pkl", ".pyth")):

@@ -31,7 +31,7 @@ def keys_in(state: Iterable[str]) -> tuple[str, ...]:
 
 
 def coco_classes(rows: int, *, no_object: bool = True) -> int | None:
-    """Tell how many contiguous classes a head of ``rows`` rows by COCO id has; None: no such head.
+    """Return the number of contiguous classes of a head of ``rows`` rows by COCO id, or None.
 
     With ``no_object``, its row may be missing.
     """

@@ -99,7 +99,7 @@ def merge_heads(state: dict[str, Tensor], *, refined: bool) -> tuple[str, ...]:
 
     Args:
         state: in our keys with the heads of every layer; changed in place.
-        refined: the source says that each layer has heads of its own.
+        refined: the source says that each layer has its own heads.
 
     Returns:
         The keys that were removed; none if the heads differ.

@@ -89,7 +89,7 @@ def read_checkpoint(path: str, *, trust: bool = False) -> dict[str, Any]:
             then run any code.
 
     Returns:
-        ``model`` with the state dict (of tensors or arrays, not empty), and what else is there.
+        ``model`` with the state dict (tensors or arrays, not empty), and all other entries.
 
     Raises:
         CheckpointError: names the file, what is wrong with it, and what to do.

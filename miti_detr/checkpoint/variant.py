@@ -3,8 +3,8 @@
 The layer residual has no parameters: the weights of DETR and of every Miti-DETR fit each other and
 compute different things. So the variant is recorded beside the weights and compared on loading.
 
-A variant is the dict ``MitiDetr.variant``: everything that decides the function of a model beside
-its weights and the shapes of these. A record is a variant with ``version`` and ``config``, with
+A variant is the dict ``MitiDetr.variant``: all that determines the function of a model besides its
+weights and their shapes. A record is a variant with ``version`` and ``config``, with
 ``class_names`` where they are known, in the middle of a ramp (``MODEL.DETR.RESIDUAL_RAMP_ITERS``)
 with ``residual_strength``, and for averages (``SOLVER.EMA``) with the text ``weights_average``.
 """

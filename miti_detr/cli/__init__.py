@@ -1,1 +1,1 @@
-"""The command line: one short file per command, without logic of its own."""
+"""The command line: one short file per command, which only calls the other rooms."""

@@ -1,4 +1,4 @@
-"""Leaves of the model: torch only, no Detectron2, no config."""
+"""Building blocks of the model, which use torch only: no Detectron2, no config."""
 
 from .attention import MultiHeadAttention, attention_weights
 from .boxes import (

@@ -36,7 +36,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Attend.
+        """Compute attention.
 
         Args:
             query: (N, Lq, C).

@@ -40,7 +40,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
     Source: Rezatofighi et al., Generalized Intersection over Union, 2019.
     """
-    # Coordinate by coordinate: for all pairs, the innermost axis is then long enough to be fast.
+    # One coordinate at a time: for all pairs, the innermost axis is then long enough to be fast.
     left1, top1, right1, bottom1 = boxes1.unbind(-1)
     left2, top2, right2, bottom2 = boxes2.unbind(-1)
     overlap_x = (right1.minimum(right2) - left1.maximum(left2)).clamp(min=0)

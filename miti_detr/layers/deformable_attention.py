@@ -108,7 +108,7 @@ class DeformableAttention(nn.Module):
         spatial_shapes: Shapes,
         padding_mask: Tensor | None = None,
     ) -> Tensor:
-        """Attend.
+        """Compute attention.
 
         Args:
             query: (N, Lq, C).

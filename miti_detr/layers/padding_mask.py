@@ -66,5 +66,5 @@ def _axis_padding(length: Tensor, padded: int, cells: int, stride: int, rule: st
     if rule == "ceil":
         return torch.arange(cells, device=length.device)[None] >= -(-length // stride)
     pixels = (torch.arange(padded, device=length.device)[None] >= length).float()
-    # The library call and not a formula: its rounding in float32 is part of the published rule.
+    # Not a formula: the rounding of this function in float32 is part of the published rule.
     return F.interpolate(pixels[None], size=cells)[0].bool()

@@ -1,4 +1,4 @@
-"""Position encodings of the feature grid, functions of the padding mask only.
+"""Position encodings of the feature grid, which depend only on the padding mask.
 
 N images, h x w grid, F features per axis; an encoding has 2F channels. Masks are bool, True =
 padding.
@@ -15,7 +15,7 @@ class SinePositionEncoding(nn.Module):
     """Sines and cosines of the cell's row and column among the cells that are not padding.
 
     Channels: F of the row (y), then F of the column (x); in each block sine and cosine alternate.
-    Computed in float32, whatever the precision of the model, as published.
+    They are computed in float32, whatever the precision of the model, as published.
     """
 
     name = "sine"
@@ -54,7 +54,7 @@ class SinePositionEncoding(nn.Module):
         self.register_buffer("wavelengths", temperature**exponent, persistent=False)
 
     def forward(self, mask: Tensor) -> Tensor:
-        """Encode.
+        """Compute the encoding.
 
         Args:
             mask: (N, h, w) bool, True = padding; on any device.
@@ -93,7 +93,7 @@ class LearnedPositionEncoding(nn.Module):
         nn.init.uniform_(self.col_embed.weight)
 
     def forward(self, mask: Tensor) -> Tensor:
-        """Encode.
+        """Compute the encoding.
 
         Args:
             mask: (N, h, w) bool; only its shape is used.

@@ -21,7 +21,7 @@ from .targets import Target
 
 
 class Matches(NamedTuple):
-    """Which prediction was given which object: M matches in each of L decoder layers.
+    """Pairs of a prediction and an object: M matches in each of L decoder layers.
 
     Attributes:
         layer: (L M) of the L layers that have losses.
@@ -52,7 +52,7 @@ class Normalizers(NamedTuple):
     class_weight: Tensor
 
     def of(self, loss: str) -> Tensor:
-        """The one of a loss, by its name."""
+        """Return the normaliser of a loss, given its name."""
         return self.class_weight if loss.startswith("loss_ce") else self.num_boxes.clamp(min=1)
 
 
@@ -65,7 +65,7 @@ class SetCriterion(nn.Module):
     In training with several processes both normalisers are means over the processes, so that the
     loss does not depend on how a batch is divided. (The published code averages only the number of
     objects and normalises the classification loss by each process' own batch; with one process they
-    agree.) A batch that comes in parts has :meth:`parts_of`.
+    agree.) For a batch that comes in parts, see :meth:`parts_of`.
 
     Source: DETR, sections 3.1 and A.2; facebookresearch/detr ``models/detr.py`` at 29901c5.
     """
@@ -114,7 +114,7 @@ class SetCriterion(nn.Module):
 
     @contextlib.contextmanager
     def parts_of(self, counts: Sequence[int]) -> Iterator[None]:
-        """While entered, batches are parts of a larger one, whose normalisers they have.
+        """Treat batches as parts of a larger one, with its normalisers, while entered.
 
         The losses of all parts together are those of the larger batch.
 
@@ -137,7 +137,7 @@ class SetCriterion(nn.Module):
         Args:
             counts: (N,) objects of each image.
             num_queries: Q.
-            dtype: of the two.
+            dtype: of both normalisers.
         """
         num_boxes = counts.sum().to(dtype)
         matched = torch.arange(num_queries, device=counts.device) < counts[:, None]
@@ -155,7 +155,7 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Compute the weighted losses.
 
-        Computed in float32 or better, also under autocast.
+        They are computed in float32 or better, also under autocast.
 
         Args:
             logits: (L, N, Q, columns of the class loss), decoder layers in order.
@@ -163,7 +163,7 @@ class SetCriterion(nn.Module):
             targets: the objects of the N images.
             extra_losses: computes more weighted losses from the matches, each (L,), or (1,) where
                 only the last layer has one.
-            suffix: of all names.
+            suffix: appended to all names.
 
         Returns:
             ``loss_ce``, ``loss_bbox``, ``loss_giou`` and the extra ones of the last decoder layer,
@@ -175,7 +175,7 @@ class SetCriterion(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
             losses = self._losses(logits, boxes, targets, extra_losses, suffix)
-        # One unbind for each name: its backward is one stack, that of indices an addition for each.
+        # The backward pass of unbind is one stack; that of indexing is an addition for each layer.
         by_layer = {name: values.unbind() for name, values in losses.items()}
         return {
             name + of_layer + suffix: values[index]
@@ -266,7 +266,7 @@ def _suffixes(num_layers: int) -> list[str]:
 
 
 def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
-    """Integers on a device, without waiting for it."""
+    """Copy integers to a device without waiting for it."""
     return torch.tensor(numbers).to(device, non_blocking=True)
 
 

@@ -31,8 +31,8 @@ from .targets import Target, targets_from_instances
 from .transformer import ResidualTransformer
 from .variant import describe_parts, residuals_of
 
-# Called with each new model. The room `checkpoint`, which this one must not know, adds a function
-# that records with the weights what decides their meaning.
+# Called with each new model. miti_detr.checkpoint, which must not be imported here, adds a function
+# that records with the weights what they mean.
 ON_CONSTRUCTION: list[Callable[["MitiDetr"], None]] = []
 
 
@@ -40,7 +40,7 @@ ON_CONSTRUCTION: list[Callable[["MitiDetr"], None]] = []
 class MitiDetr(nn.Module):
     """Detection as set prediction: backbone, transformer, one box and class per object query.
 
-    The stages of :meth:`forward` are methods, so that a later system overrides one of them:
+    The stages of :meth:`forward` are methods, so that a subclass can override one of them:
     :meth:`preprocess_image`, :meth:`embed_queries`, :meth:`encode`, :meth:`decode`,
     :meth:`apply_heads`, then :meth:`losses` or :meth:`inference`. State-dict keys are the published
     ones except below ``backbone.body``, which are the Detectron2 backbone's.
@@ -175,12 +175,12 @@ class MitiDetr(nn.Module):
 
     @property
     def variant(self) -> dict[str, Any]:
-        """What decides the function beside the weights and their shapes; recorded with them."""
+        """What determines the function besides the weights and their shapes; recorded with them."""
         return {**describe_parts(self), **self.pixels}
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     @property
@@ -273,7 +273,7 @@ class MitiDetr(nn.Module):
         return ImageList.from_tensors(images, padding_constraints=constraints)
 
     def embed_queries(self, batched_inputs: list[dict[str, Any]]) -> ObjectQueries:
-        """Return the object queries of a batch; here they do not depend on it."""
+        """Return the object queries of a batch; here they are the same for every batch."""
         return ObjectQueries(self.query_embed.weight)
 
     def encode(self, images: ImageList) -> Encoded:

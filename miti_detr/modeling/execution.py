@@ -35,7 +35,7 @@ _COMPILED = (
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """What is done to a model after its construction. The default is the plain model.
+    """Changes to a model after its construction. The default is the plain model.
 
     Attributes:
         accelerated: call :func:`miti_detr.accelerate.accelerate`.

@@ -1,4 +1,4 @@
-"""The set prediction and the heads that make it.
+"""The set prediction and the heads that compute it.
 
 L decoder layers, N images, Q queries, C width, K classes.
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True)
 class SetPrediction:
-    """Raw output of every decoder layer, the last layer last. Later systems extend it.
+    """Raw output of every decoder layer, in order. Subclasses extend it.
 
     Attributes:
         logits: (L, N, Q, K+1); index K is "no object". With focal loss (L, N, Q, K).

@@ -75,7 +75,7 @@ class HungarianMatcher(nn.Module):
 
     @torch.no_grad()
     def match_layers(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Match the predictions of several decoder layers, each on its own.
+        """Match the predictions of several decoder layers, each independently.
 
         Args:
             logits: (L, N, Q, columns).
@@ -104,7 +104,7 @@ class HungarianMatcher(nn.Module):
         return torch.from_numpy(matches)
 
     def costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Costs (L, N, Q, max T_i) of all layers and images; columns >= T_i mean nothing.
+        """Costs (L, N, Q, max T_i) of all layers and images; columns >= T_i are undefined.
 
         Arguments as in :meth:`match_layers`.
         """

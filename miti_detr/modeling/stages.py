@@ -1,4 +1,4 @@
-"""What the stages of the model pass on.
+"""Data that the stages of the model pass to each other.
 
 N images, h x w feature grid, Q object queries, L decoder layers, C width.
 """
@@ -48,7 +48,7 @@ class Decoded:
     Attributes:
         states: decoder states (L, N, Q, C), each after the final norm.
         memory: encoder output (N, C, h, w).
-        queries: what was decoded.
+        queries: the queries that were decoded.
     """
 
     states: Tensor

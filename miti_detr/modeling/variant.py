@@ -1,4 +1,4 @@
-"""What decides the function of a model beside its weights and the shapes of these."""
+"""What determines the function of a model besides its weights and their shapes."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ from miti_detr.modeling.transformer import EncoderLayer, TransformerDecoder, Tra
 
 from .measures import attention_entropy, measure_step, measure_tokens
 
-# Of more tokens, as the levels of Deformable-DETR have, so many are measured, evenly spread.
+# At most this many tokens are measured, evenly spread. The levels of Deformable-DETR have more.
 MOST_TOKENS = 4096
 
 # For each layer of a stack (layer 0 is its input): measure -> value for each image.
@@ -251,7 +251,7 @@ def _kept_by_attention_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
 
 
 def _sample(tokens: Tensor) -> Tensor:
-    """Return (n, C) or, of more than :data:`MOST_TOKENS`, so many of them."""
+    """Return (n, C), or :data:`MOST_TOKENS` rows of them, evenly spread."""
     if len(tokens) <= MOST_TOKENS:
         return tokens
     index = torch.linspace(0, len(tokens) - 1, MOST_TOKENS, dtype=torch.float64)

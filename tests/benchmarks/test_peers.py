@@ -99,7 +99,7 @@ def criteria(**changes: Any) -> tuple[SetCriterion, LoopCriterion]:
 def predictions(
     counts: tuple[int, ...],
 ) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, torch.Tensor]]]:
-    """3 layers, 7 queries, 5 classes; images with so many objects each."""
+    """3 layers, 7 queries, 5 classes; images with the given numbers of objects."""
     generator = torch.Generator().manual_seed(sum(counts))
 
     def boxes(*size: int) -> torch.Tensor:

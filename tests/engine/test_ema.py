@@ -164,15 +164,15 @@ def test_files_say_that_their_weights_are_averages(
     _shift(model, 1.0)
     average.update()
     RunCheckpointer(model, str(tmp_path), average=average, cfg=cfg).save("a")
-    said = "EMA of the weights of 1 steps, decay 0.5"
+    message = "EMA of the weights of 1 steps, decay 0.5"
     other = build_model(cfg)
     MitiDetrCheckpointer(other, cfg=cfg).load(str(tmp_path / "a.pth"))
-    assert f"a.pth: {said}" in log.text
+    assert f"a.pth: {message}" in log.text
     with average.in_model():
         torch.testing.assert_close(other.state_dict(), model.state_dict(), **EXACTLY)
     lines = convert_file(str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "ours")
-    assert said in lines
+    assert message in lines
     converted = torch.load(tmp_path / "b.pth", weights_only=True)
-    assert converted["miti_detr"]["weights_average"] == said
+    assert converted["miti_detr"]["weights_average"] == message
     MitiDetrCheckpointer(other, str(tmp_path), cfg=cfg).save("c")
     assert "weights_average" not in torch.load(tmp_path / "c.pth", weights_only=True)["miti_detr"]

@@ -16,7 +16,7 @@ SCHEDULE = {"SOLVER__MAX_ITER": 25, "SOLVER__STEPS": (), "SOLVER__CHECKPOINT_PER
 
 
 class Plain(EventWriter):
-    """Any writer of Detectron2's kind, with an argument of its own."""
+    """Any writer of Detectron2's kind, with one more argument."""
 
     found: list[Any] = []
 
@@ -46,7 +46,7 @@ def _name(kind: type) -> str:
 
 def test_writers_by_name(tiny_data: Path, tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     """With arguments or without. What is new is sent once, with the values of metrics.json, and a
-    resumed run goes on after the iterations that were sent before its checkpoint.
+    resumed run continues after the iterations that were sent before its checkpoint.
     """
     Plain.found, Sent.sent = [], []
     loggers = [[_name(Plain), {"note": "a"}], _name(Sent)]

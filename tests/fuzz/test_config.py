@@ -97,7 +97,7 @@ def accepts(key: str, config: Any, options: list[Any]) -> CfgNode | None:
 
 
 def is_sane(value: Any) -> bool:
-    """No number of an accepted config is nan, infinite (but for a norm's type), or huge."""
+    """No number of an accepted config is nan, infinite (except a norm's type), or huge."""
     values = value if isinstance(value, list | tuple) else [value]
     numbers = [v for v in values if isinstance(v, int | float)]
     return all(abs(v) <= 3e38 or v == float("inf") for v in numbers)

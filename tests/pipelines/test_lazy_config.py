@@ -1,4 +1,4 @@
-"""A user of ``LazyConfig``: constructor arguments alone, no ``cfg`` anywhere."""
+"""A user of ``LazyConfig``: only constructor arguments, no ``cfg`` anywhere."""
 
 from pathlib import Path
 from typing import Any

@@ -24,8 +24,8 @@ def published(name: str, *overrides: str) -> CfgNode:
 @pytest.mark.parametrize("residual", ["none", ""])
 def test_boxes(residual: str) -> None:
     """A step of the whole R50 model. Without a word on LAYER_RESIDUAL it is a Miti-DETR."""
-    said = ("MODEL.DETR.LAYER_RESIDUAL", residual) if residual else ()
-    cfg = published("detr_256_6_6_torchvision.yaml", *said)
+    options = ("MODEL.DETR.LAYER_RESIDUAL", residual) if residual else ()
+    cfg = published("detr_256_6_6_torchvision.yaml", *options)
     model = build_model(cfg).train()
     assert isinstance(model, MitiDetr)
     assert model.variant["layer_residual"] == (residual or "before_norm")

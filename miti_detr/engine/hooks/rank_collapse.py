@@ -44,7 +44,7 @@ class RankHook(HookBase):
         """Choose what is measured, and how often.
 
         Args:
-            inputs: Detectron2's dataset dicts, each a batch of its own; see :meth:`on_dataset`.
+            inputs: Detectron2's dataset dicts, each of which is one batch; see :meth:`on_dataset`.
             period: iterations between two measurements. Detectron2 writes metrics every 20
                 iterations, and only the last of several values in between.
 

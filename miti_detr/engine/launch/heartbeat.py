@@ -19,7 +19,7 @@ class Heartbeat:
     """While entered, tells the other processes that this one is alive, and watches them.
 
     A collective operation waits for its slowest process and cannot say which one that is. So each
-    process counts up a number in the shared store, in a thread of its own, and a number that does
+    process counts up a number in the shared store, in a separate thread, and a number that does
     not change for ``timeout`` ends the run. A process that is busy, in an evaluation for example,
     still counts.
 

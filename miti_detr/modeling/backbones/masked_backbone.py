@@ -28,7 +28,7 @@ class Feature(NamedTuple):
 
 
 class MaskedBackbone(nn.Module):
-    """A Detectron2 backbone that also tells which cells of its features are padding.
+    """A Detectron2 backbone that also returns which cells of its features are padding.
 
     Attributes:
         body: the backbone.
@@ -102,7 +102,7 @@ class MaskedBackbone(nn.Module):
         }
 
     def mask_of(self, images: ImageList, feature: Tensor, stride: int) -> Tensor:
-        """Padding mask (N, h, w) of a feature (N, C', h, w) with so many pixels per cell."""
+        """Padding mask (N, h, w) of a feature (N, C', h, w) with ``stride`` pixels per cell."""
         height, width = feature.shape[-2:]
         return feature_padding_mask(
             images.image_sizes,
@@ -113,7 +113,7 @@ class MaskedBackbone(nn.Module):
         )
 
     def padding_constraints(self) -> dict[str, int]:
-        """Tell what is needed of the size of a batch, in pixels.
+        """Return the constraints on the size of a batch, in pixels.
 
         Returns:
             ``size_divisibility`` and ``square_size`` (0: any shape), for
@@ -122,10 +122,10 @@ class MaskedBackbone(nn.Module):
         asked = self.body.padding_constraints
         divisors = (
             self.size_divisibility,
-            # Misspelled behind the property in Detectron2's SwinTransformer, hence the default,
+            # Detectron2's SwinTransformer misspells what the property reads, hence the default;
             getattr(self.body, "size_divisibility", 0),
             asked.get("size_divisibility", 0),
-            asked.get("size_divisiblity", 0),  # and so in its SimpleFeaturePyramid.
+            asked.get("size_divisiblity", 0),  # SimpleFeaturePyramid misspells the key
         )
         return {
             "size_divisibility": math.lcm(*(max(divisor, 1) for divisor in divisors)),
@@ -133,5 +133,5 @@ class MaskedBackbone(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        """Show what is used in the printed model."""
+        """Show the settings in the printed model."""
         return f"in_features={list(self.in_features)}, padding_mask={self.padding_mask}"

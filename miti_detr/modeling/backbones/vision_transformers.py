@@ -58,7 +58,7 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
 
 
 class SquareViT(ViT):
-    """Detectron2's ViT, which tells that it takes square batches of its own size.
+    """Detectron2's ViT, whose padding constraints ask for square batches of one size.
 
     Attributes:
         square_size: pixels.

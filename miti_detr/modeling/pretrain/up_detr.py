@@ -37,7 +37,7 @@ class PatchQueries(ObjectQueries):
     """Object queries that carry patches.
 
     Attributes:
-        patch_features: (N, M, F) of the backbone, what the feature loss asks for; no gradient.
+        patch_features: (N, M, F) of the backbone, the target of the feature loss; no gradient.
     """
 
     patch_features: Tensor | None = None

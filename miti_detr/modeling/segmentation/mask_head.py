@@ -59,7 +59,7 @@ class AttentionMap(nn.Module):
 class MaskHead(nn.Module):
     """Refines attention maps to masks, with finer and finer features of the backbone.
 
-    A pair of an image and a query has an input of its own: the feature of the image beside the
+    Each pair of an image and a query has its own input: the feature of the image beside the
     maps of the query. Two 3x3 convolutions are followed by one for each level of the pyramid,
     where the previous result is enlarged and added to the projected feature.
     """

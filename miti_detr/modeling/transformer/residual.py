@@ -28,8 +28,8 @@ In formulas, with y what F is added to, z = LN1(x) and the strength s::
     before_norm  LN(s x + y + F(y))          s z + y + F(LN y)
     after_norm   s x + LN(y + F(y))          s x + y + F(LN y)
 
-The strength is 1 but while ``MODEL.DETR.RESIDUAL_RAMP_ITERS`` raises it from 0, where each of the
-three is DETR, for a warm start from DETR's weights.
+The strength is 1, except while ``MODEL.DETR.RESIDUAL_RAMP_ITERS`` raises it from 0, where each of
+the three is DETR. The ramp is for a warm start from DETR's weights.
 
 ``before_norm`` is what the published code computes (wenchima/Miti-DETR
 ``models/transformer_v1.py`` at ae42bd0; note that its pre-norm layers carry z, not x).

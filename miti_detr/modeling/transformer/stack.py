@@ -30,9 +30,9 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """Decoder layers, one after another; every layer's output passes the final norm on its way out.
+    """Decoder layers, one after another; the final norm is applied to the output of each of them.
 
-    The un-normalised output feeds the next layer, in post-norm models too.
+    The next layer receives the output without the final norm, also in post-norm models.
     """
 
     def __init__(self, layer: DecoderLayer, num_layers: int, norm: nn.Module) -> None:
@@ -188,8 +188,8 @@ class ResidualTransformer(nn.Module):
     def _reset_parameters(self) -> None:
         """Xavier-uniform for every matrix, as published.
 
-        It comes after the layers were cloned: biases, which it leaves alone, start equal in all
-        layers.
+        Called after the layers are cloned. It does not change the biases, which are therefore equal
+        in all layers.
         """
         for parameter in self.parameters():
             if parameter.dim() > 1:
