@@ -15,6 +15,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from miti_detr.accelerate.exchange import is_recorded
+from miti_detr.accelerate.execution import PLAIN, Execution
 from miti_detr.catalog import register_missing
 from miti_detr.layers import MLP, build_position_encoding
 from miti_detr.model_keys import check_model_keys
@@ -23,12 +24,11 @@ from miti_detr.pixels import Pixels, expected_pixels, warn_if_pixels_differ
 from .backbones.masked_backbone import Feature, MaskedBackbone
 from .classification import ClassLoss
 from .criterion import SetCriterion, build_criterion
-from .execution import PLAIN, Execution
 from .heads import SetPrediction, predict_set
 from .postprocess import check_finite, detections
 from .stages import Decoded, Encoded, ObjectQueries
 from .targets import Target, targets_from_instances
-from .transformer import ResidualTransformer
+from .transformer import ResidualTransformer, TransformerLayer
 from .variant import describe_parts, residuals_of
 
 # Called with each new model. miti_detr.checkpoint, which must not be imported here, adds a function
@@ -108,7 +108,7 @@ class MitiDetr(nn.Module):
         self.execution = execution
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        execution.apply(self)
+        execution.apply(self, TransformerLayer)
         for function in ON_CONSTRUCTION:
             function(self)
 

@@ -7,8 +7,8 @@ import torch
 from detectron2.modeling import build_model
 
 from miti_detr.accelerate import checkpoint_activations
-from miti_detr.modeling.execution import _CHECKPOINTED
-from miti_detr.modeling.transformer import LayerResidual
+from miti_detr.accelerate.execution import BACKBONE_BLOCKS
+from miti_detr.modeling.transformer import LayerResidual, TransformerLayer
 from tests.fill import filled
 from tests.helpers import load_golden, saved_for_backward, tiny_config, training_input
 from tests.modeling.backbones.test_backbones import FPN_KEYS, SWIN, VIT
@@ -126,7 +126,7 @@ def test_recomputing_leaves_keys_classes_and_evaluation_alone():
 def test_which_layers_are_recomputed(overrides, count):
     """Stem and blocks of the backbone, two encoder and two decoder layers: the same step."""
     made, plain = model(*FROZEN, *overrides), model(*FROZEN, *overrides)
-    assert checkpoint_activations(made, _CHECKPOINTED) == (count + 4, 0)
+    assert checkpoint_activations(made, (TransformerLayer, *BACKBONE_BLOCKS)) == (count + 4, 0)
     compare_steps(made, plain, rtol=1e-5)
 
 
@@ -206,7 +206,7 @@ def golden_transformer():
 
 def test_recomputed_transformer_equals_published():
     made = golden_transformer().double().train()
-    assert checkpoint_activations(made, _CHECKPOINTED) == (6, 0)
+    assert checkpoint_activations(made, (TransformerLayer, *BACKBONE_BLOCKS)) == (6, 0)
     states, memory = run_golden(made, torch.float64)
     assert_equals_golden(states, GOLDEN["before_norm.post.hs"], torch.float64)
     assert_equals_golden(memory, GOLDEN["before_norm.post.memory"], torch.float64)

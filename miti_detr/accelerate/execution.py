@@ -14,19 +14,15 @@ from detectron2.modeling.backbone.swin import SwinTransformerBlock
 from detectron2.modeling.backbone.vit import Block
 from torch import nn
 
-from miti_detr.accelerate import (
-    accelerate,
-    checkpoint_activations,
-    compile_parts,
-    use_cuda_graphs,
-)
-
-from .transformer import TransformerLayer
+from . import accelerate
+from .activation_checkpoint import checkpoint_activations
+from .compilation import compile_parts
+from .cuda_graphs import use_cuda_graphs
 
 logger = logging.getLogger(__name__)
 
-# Layers of the transformer, blocks of ResNets (below a feature pyramid, too), of ViT and of Swin.
-_CHECKPOINTED = (TransformerLayer, CNNBlockBase, Block, SwinTransformerBlock)
+# Of ResNets (below a feature pyramid, too), of ViT and of Swin.
+BACKBONE_BLOCKS = (CNNBlockBase, Block, SwinTransformerBlock)
 _COMPILED = (
     *("backbone.body", "transformer", "class_embed", "bbox_embed"),
     *("criterion.class_loss", "criterion.box_loss"),
@@ -74,15 +70,20 @@ class Execution:
             tf32=_TF32[cfg.MODEL.TF32],
         )
 
-    def apply(self, model: nn.Module) -> None:
-        """Change a model with the parts ``backbone`` and ``transformer`` in place."""
+    def apply(self, model: nn.Module, layer: type[nn.Module]) -> None:
+        """Change a model with the parts ``backbone`` and ``transformer`` in place.
+
+        Args:
+            model: a detector.
+            layer: class of the layers of its transformer.
+        """
         if self.tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = self.tf32
             torch.backends.cudnn.allow_tf32 = self.tf32
         if self.accelerated:
             accelerate(model)
         if self.activation_checkpoint:
-            _, left_out = checkpoint_activations(model, _CHECKPOINTED)
+            _, left_out = checkpoint_activations(model, (layer, *BACKBONE_BLOCKS))
             if left_out:
                 logger.warning(
                     "MODEL.DETR.ACTIVATION_CHECKPOINT leaves out %d blocks with batch norms that "
