@@ -14,8 +14,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from .images import ORIENTATIONS, ImageError, check_size, read_image
+from .images import ORIENTATIONS, ImageError, check_size, image_size, read_image
 from .object_masks import object_masks, objects_of
+from .resize import FastResize, FastResizeShortestEdge
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +52,13 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     if inputs.CROP.ENABLED:
         crop = T.AugmentationList(
             [
-                T.ResizeShortestEdge(inputs.CROP.MIN_SIZE_BEFORE, sample_style="choice"),
+                FastResizeShortestEdge(inputs.CROP.MIN_SIZE_BEFORE, sample_style="choice"),
                 T.RandomCrop(inputs.CROP.TYPE, inputs.CROP.SIZE),
             ]
         )
         augmentations.append(T.RandomApply(crop, prob=CROP_PROBABILITY))
     augmentations.append(
-        T.ResizeShortestEdge(
+        FastResizeShortestEdge(
             inputs.MIN_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN, inputs.MIN_SIZE_TRAIN_SAMPLING
         )
     )
@@ -80,6 +81,7 @@ class DetrDatasetMapper:
         image_format: str,
         orientation: str = "apply",
         with_masks: bool = False,
+        least_side: int | None = None,
     ) -> None:
         """Take built parts; ``DetrDatasetMapper(cfg, is_train=...)`` builds them.
 
@@ -90,12 +92,14 @@ class DetrDatasetMapper:
                 :func:`~miti_detr.data.images.read_image`.
             orientation: ``apply`` or ``ignore`` the EXIF orientation.
             with_masks: whether to add ``gt_masks``.
+            least_side: in pixels, as :func:`~miti_detr.data.images.read_image` takes it.
         """
         self.is_train = is_train
         self.with_masks = with_masks
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.orientation = orientation
+        self.least_side = least_side
         mode = "training" if is_train else "inference"
         logger.info("Augmentations in %s: %s", mode, augmentations)
 
@@ -124,6 +128,7 @@ class DetrDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "orientation": get_orientation(cfg),
             "with_masks": cfg.MODEL.MASK_ON,
+            "least_side": _largest_resize(cfg) if is_train and not cfg.MODEL.MASK_ON else None,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +155,7 @@ class DetrDatasetMapper:
         image = self._read(output)
         augmented = T.AugInput(image)
         try:
-            transforms = self.augmentations(augmented)
+            transforms = self._decoding(image, output) + self.augmentations(augmented)
         except ValueError as error:
             size = f"{image.shape[1]} x {image.shape[0]}"
             raise ImageError(
@@ -168,12 +173,32 @@ class DetrDatasetMapper:
 
     def _read(self, record: dict[str, Any]) -> np.ndarray:
         """The image of a dict, (H, W, C) uint8; fills in missing ``height`` and ``width``."""
-        image = read_image(record["file_name"], self.image_format, self.orientation)
+        file, orientation = record["file_name"], self.orientation
+        image: np.ndarray = read_image(
+            file, self.image_format, orientation, least_side=self.least_side
+        )
         height, width = image.shape[:2]
-        check_size(record, (width, height), self.orientation)
+        if self.least_side is not None and min(height, width) >= self.least_side:
+            width, height = image_size(file, orientation)  # it may be decoded at a reduced size
+        check_size(record, (width, height), orientation)
         record.setdefault("width", width)
         record.setdefault("height", height)
         return image
+
+    @staticmethod
+    def _decoding(image: np.ndarray, record: dict[str, Any]) -> T.TransformList:
+        """How decoding at a reduced size changes the boxes. Sides are rounded up, boxes are not."""
+        height, width = image.shape[:2]
+        divisor = round(record["width"] / width)
+        reduced = FastResize(divisor * height, divisor * width, height, width)
+        return T.TransformList([reduced] if divisor > 1 else [])
+
+
+def _largest_resize(cfg: CfgNode) -> int:
+    """The largest shorter side, in pixels, to which a training image may be resized first."""
+    crop = cfg.INPUT.CROP.MIN_SIZE_BEFORE if cfg.INPUT.CROP.ENABLED else ()
+    sizes: tuple[int, ...] = (*cfg.INPUT.MIN_SIZE_TRAIN, *crop)
+    return max(sizes)
 
 
 def get_orientation(cfg: CfgNode) -> str:
