@@ -28,7 +28,7 @@ def _defaults() -> CN:
     cfg = CN()
     for name in ("MODEL", "SOLVER", "TEST", "DATASETS", "INPUT"):
         cfg[name] = CN()
-    cfg.MODEL.DETR, cfg.SOLVER.AMP, cfg.INPUT.CROP = CN(), CN(), CN()
+    cfg.MODEL.DETR, cfg.MODEL.BACKBONE, cfg.SOLVER.AMP, cfg.INPUT.CROP = CN(), CN(), CN(), CN()
     _add_transformer_keys(cfg)
     _add_prediction_keys(cfg)
     _add_deformable_keys(cfg)
@@ -173,6 +173,10 @@ def _add_weights_keys(cfg: CN) -> None:
 
 
 def _add_backbone_keys(cfg: CN) -> None:
+    # Compute the features of a frozen backbone (SOLVER.BACKBONE_MULTIPLIER 0) once, for this number
+    # of random variants of each training image, and keep them on the disk; 0: in each step
+    cfg.MODEL.BACKBONE.CACHE_FEATURES = 0
+
     # MODEL.BACKBONE.NAME build_swin_backbone; the defaults are those of Swin-T
     cfg.MODEL.SWIN = CN()
     cfg.MODEL.SWIN.EMBED_DIM = 96  # channels of the first stage, doubled by each further one

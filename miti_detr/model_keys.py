@@ -48,6 +48,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.PIXEL_MEAN": Each(Real(-1e6, 1e6), shortest=1, longest=64),
     "MODEL.PIXEL_STD": Each(Real(0, 1e6, above=True), shortest=1, longest=64),
     "MODEL.BACKBONE.FREEZE_AT": Whole(-1, 1000),
+    "MODEL.BACKBONE.CACHE_FEATURES": Whole(0, 1000),
     "SOLVER.BACKBONE_MULTIPLIER": Real(0, 1e6),
     "MODEL.TF32": Choice(("default", "on", "off")),
     "SOLVER.AMP.PRECISION": Choice(("float16", "bfloat16")),

@@ -2,7 +2,7 @@
 
 Wrong ones raise no error; they only cost accuracy. So they are compared, and a warning is logged.
 Sources: Detectron2 ``config/defaults.py`` and ``model_zoo``, torchvision's ImageNet models,
-facebookresearch/detr ``datasets/coco.py``.
+facebookresearch/detr ``datasets/coco.py``, timm's ``tf_efficientnet_lite0``.
 """
 
 import logging
@@ -28,6 +28,7 @@ class Pixels(NamedTuple):
 
 TORCHVISION = Pixels((123.675, 116.280, 103.530), (58.395, 57.120, 57.375), "RGB")
 CAFFE2 = Pixels((103.530, 116.280, 123.675), (1.0, 1.0, 1.0), "BGR")  # std is in the weights
+TENSORFLOW = Pixels((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), "RGB")
 _SCALED_BGR = Pixels((103.530, 116.280, 123.675), (57.375, 57.120, 58.395), "BGR")
 
 # Parts of paths, the special ones first.
@@ -37,6 +38,7 @@ _BY_NAME = (
     ("ImageNetPretrained/", CAFFE2),
     ("download.pytorch.org/models/resnet", TORCHVISION),
     ("dl.fbaipublicfiles.com/detr/", TORCHVISION),
+    ("package://efficientnet_lite0", TENSORFLOW),
 )
 # Keys of SOURCES in checkpoint/sources.py. A Detectron2 ResNet may be of either kind.
 _BY_SOURCE = dict.fromkeys(

@@ -10,7 +10,7 @@ from .convert import (
     to_official,
 )
 from .errors import CheckpointError
-from .files import atomic_write, read_checkpoint
+from .files import read_checkpoint
 from .frozen import load_frozen
 from .huggingface import to_hf
 from .variant import make_record
@@ -21,7 +21,6 @@ __all__ = [
     "MitiDetrCheckpointer",
     "accept_weights",
     "adapt_state_dict",
-    "atomic_write",
     "attach_variant",
     "convert_state_dict",
     "load_frozen",

@@ -11,12 +11,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
+from miti_detr.files import atomic_write, remove_incomplete
 from miti_detr.pixels import Pixels, expected_pixels, warn_if_pixels_differ
 
 from .attach import accept_weights
 from .convert import ConversionReport, recognise
 from .errors import CheckpointError
-from .files import atomic_write, read_checkpoint, remove_incomplete, weights_file
+from .files import read_checkpoint, weights_file
 from .fit import check_finite, prepare_weights
 from .sources import BACKBONE_SOURCES
 from .variant import (

@@ -10,13 +10,14 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from miti_detr.files import atomic_write
 from miti_detr.yaml_files import parse_config
 
 from .class_head import COCO_IDS, keys_in
 from .convert import ConversionReport, StateDict, convert_state_dict, to_d2_wrapper, to_official
 from .deformable import KEY as DEFORMABLE_KEY
 from .errors import CheckpointError
-from .files import atomic_write, read_checkpoint
+from .files import read_checkpoint
 from .huggingface import to_hf
 from .variant import (
     AVERAGE,

@@ -10,9 +10,8 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from .errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-INCOMPLETE = ".incomplete"  # suffix of files that are being written
 TRUST_KEY = "MODEL.TRUST_WEIGHTS"
 _FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face model
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "model_state")
@@ -119,55 +117,6 @@ def weights_file(path: str) -> str:
     found = sorted(name for name in os.listdir(path) if name.endswith((".pth", ".pkl", ".bin")))
     hint = f"; name one of its files: {', '.join(found)}" if found else ""
     raise CheckpointError(f"{path}: a folder without {' or '.join(_FOLDER_WEIGHTS)}{hint}")
-
-
-@contextmanager
-def atomic_write(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its place, on the disk too, only when it is complete.
-
-    Args:
-        path: final local file; its folder is made. An old file stays until then.
-
-    Yields:
-        The open file. Its name has the process id and ends in ``.incomplete``; a kill can leave it
-        behind, and nothing picks it up.
-    """
-    folder = os.path.dirname(path) or "."
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}{INCOMPLETE}"
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # else a power failure may undo the renaming
-    finally:
-        os.close(directory)
-
-
-def remove_incomplete(folder: str) -> None:
-    """Remove what killed processes of this machine left of :func:`atomic_write` in a folder."""
-    for name in os.listdir(folder) if os.path.isdir(folder) else ():
-        process = name.removesuffix(INCOMPLETE).rpartition(".")[2]
-        if name.endswith(INCOMPLETE) and not (process.isdigit() and _is_running(int(process))):
-            logger.warning("removing %s, left by a process that was stopped", name)
-            os.remove(os.path.join(folder, name))
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of somebody else
-        return True
-    return process != os.getpid()  # this process writes one file at a time
 
 
 def _read(path: str, trust: bool) -> object:

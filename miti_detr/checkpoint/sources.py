@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from miti_detr.packages import EFFICIENTNET_LITE0
+
 from .deformable import DEFORMABLE, HF_DEFORMABLE
 from .tables import (
     BODY,
@@ -71,8 +73,13 @@ SOURCES: dict[str, Source] = {
         "res2.0.conv1.",
         (*under("", DETECTRON2_RESNET, BODY), Row("stem.fc.{p}", None)),
     ),
+    "efficientnet_lite0": Source(
+        "EfficientNet-Lite0",
+        "_conv_stem.",
+        under("", tuple(Row(*keys) for keys in EFFICIENTNET_LITE0.items()), BODY + "net."),
+    ),
 }
-BACKBONE_SOURCES = ("torchvision_resnet", "detectron2_resnet")
+BACKBONE_SOURCES = ("torchvision_resnet", "detectron2_resnet", "efficientnet_lite0")
 FOCAL_SOURCES = ("deformable_detr", "hf_deformable")  # their class heads have no "no object"
 
 # A model that has this key pre-trains. Other models take over all but these of its weights: the

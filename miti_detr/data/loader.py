@@ -66,9 +66,7 @@ def build_train_loader(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN!r} is not supported, "
             "because its order cannot be resumed at an iteration. Use 'TrainingSampler'"
         )
-    dicts = _share(_load_dicts(cfg, list(cfg.DATASETS.TRAIN)), cfg.DATASETS.TRAIN_SHARE)
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in dicts[0]:
-        dicts = filter_images_with_only_crowd_annotations(dicts)
+    dicts = training_records(cfg)
     sampler = SeededBatchSampler(
         groups=_aspect_groups(dicts) if cfg.DATALOADER.ASPECT_RATIO_GROUPING else [0] * len(dicts),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
@@ -85,6 +83,14 @@ def build_train_loader(
         **_loader_arguments(cfg),
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0,
     )
+
+
+def training_records(cfg: CfgNode) -> list[dict[str, Any]]:
+    """Dataset dicts of the images that are trained on, in the order of the data sets."""
+    dicts = _share(_load_dicts(cfg, list(cfg.DATASETS.TRAIN)), cfg.DATASETS.TRAIN_SHARE)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and "annotations" in dicts[0]:
+        dicts = filter_images_with_only_crowd_annotations(dicts)
+    return dicts
 
 
 def build_test_loader(
@@ -166,12 +172,12 @@ class _SeededDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
         position, index = sample
-        with _seeded(*sample_seeds(self._seed, position)):
+        with seeded(*sample_seeds(self._seed, position)):
             return self._images[index]
 
 
 @contextmanager
-def _seeded(numpy_seed: int, python_seed: int, torch_seed: int) -> Iterator[None]:
+def seeded(numpy_seed: int, python_seed: int, torch_seed: int) -> Iterator[None]:
     """Seed the global generators, and restore their states afterwards."""
     # Only torch's default generator; torch.manual_seed would seed the accelerators as well
     states = np.random.get_state(), random.getstate(), torch.default_generator.get_state()

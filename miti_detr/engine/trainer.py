@@ -17,10 +17,13 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from miti_detr.data import build_test_loader, build_train_loader
+from miti_detr.data.kept_features import FeatureStore
+from miti_detr.data.loader import training_records
 from miti_detr.evaluation import best_metric, build_evaluator, write_coco_table
 from miti_detr.files import write_text
 
 from .checkpointers import BestWeights, RunCheckpointer
+from .features import check_frozen, keep_features
 from .hooks import (
     WRITE_PERIOD,
     BestCheckpointer,
@@ -33,7 +36,7 @@ from .hooks import (
 )
 from .hooks.loggers import build_loggers
 from .optimizer import build_optimizer
-from .parallel import wrap_for_processes
+from .parallel import unwrapped, wrap_for_processes
 from .resumable_trainer import ResumableTrainer, StoppedEarly
 from .resume import has_final_results
 from .seed import resolve_seed
@@ -77,7 +80,13 @@ class Trainer(ResumableTrainer):
         seed_all_rng(cfg.SEED)
         model = self.build_model(cfg)
         freeze(cfg, model)
-        data_loader = self.build_train_loader(cfg)
+        self._features = None
+        if cfg.MODEL.BACKBONE.CACHE_FEATURES:
+            check_frozen(model)
+            self._features = FeatureStore(cfg)
+            data_loader = build_train_loader(cfg, self._features)
+        else:
+            data_loader = self.build_train_loader(cfg)
         scale_to_batch(cfg)
         resolve_schedule(cfg, num_images(data_loader))
         cfg.freeze()
@@ -135,6 +144,8 @@ class Trainer(ResumableTrainer):
             write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
         if self.cfg.OUTPUT_NOTE:
             logger.info("note: %s", self.cfg.OUTPUT_NOTE)
+        if self._features is not None:
+            keep_features(self._features, unwrapped(self.model), training_records(self.cfg))
         try:
             super().train()
         except StoppedEarly as stop:

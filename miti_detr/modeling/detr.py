@@ -258,19 +258,18 @@ class MitiDetr(nn.Module):
         return torch.autocast(self.device.type, dtype)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalise images, then pad them with zeros at the bottom and right: (N, 3, H, W)."""
+        """Normalise images, then pad them with zeros at the bottom and right: (N, 3, H, W).
+
+        Inputs with ``features`` instead of an image have passed the backbone, see
+        :class:`~miti_detr.data.kept_features.FeatureStore`.
+        """
+        if "features" in batched_inputs[0]:
+            return self.backbone.batch_of_features(batched_inputs, like=self.pixel_mean)
         images = [
             (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
             for x in batched_inputs
         ]
-        constraints = self.backbone.padding_constraints()
-        square = constraints["square_size"]
-        if square > 0 and square < (largest := max(max(image.shape[-2:]) for image in images)):
-            raise ValueError(
-                f"an image has a side of {largest} pixels, the backbone takes at most {square}: "
-                "lower INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST"
-            )
-        return ImageList.from_tensors(images, padding_constraints=constraints)
+        return self.backbone.batch(images)
 
     def embed_queries(self, batched_inputs: list[dict[str, Any]]) -> ObjectQueries:
         """Return the object queries of a batch; here they are the same for every batch."""

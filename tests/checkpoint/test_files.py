@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from miti_detr.checkpoint import CheckpointError, MitiDetrCheckpointer, read_checkpoint
-from miti_detr.checkpoint.files import atomic_write, remove_incomplete, weights_file
+from miti_detr.checkpoint.files import weights_file
+from miti_detr.files import atomic_write, remove_incomplete
 from tests.checkpoint.helpers import assert_same
 
 WEIGHTS = {"a.weight": torch.arange(600.0).reshape(200, 3), "a.bias": torch.ones(2)}

@@ -4,9 +4,11 @@ N images, H x W padded batch in pixels, h x w feature grid.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from detectron2.modeling import Backbone, ResNet
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -25,6 +27,17 @@ class Feature(NamedTuple):
 
     tensor: Tensor
     mask: Tensor
+
+
+class KeptFeatures(ImageList):
+    """A batch whose features were computed before, of images that are not there.
+
+    Attributes:
+        tensor: (N, 3, H, W) without data.
+        features: (N, C', h, w) by name.
+    """
+
+    features: dict[str, Tensor]
 
 
 class MaskedBackbone(nn.Module):
@@ -95,11 +108,57 @@ class MaskedBackbone(nn.Module):
         Returns:
             Name to feature, in the order of :attr:`in_features`.
         """
-        outputs = self.body(images.tensor.contiguous())
+        if isinstance(images, KeptFeatures):
+            outputs = images.features
+        else:
+            outputs = self.body(images.tensor.contiguous())
         return {
             name: Feature(outputs[name], self.mask_of(images, outputs[name], self.strides[name]))
             for name in self.in_features
         }
+
+    def batch(self, images: Sequence[Tensor]) -> ImageList:
+        """Pad normalised images (3, h, w) at the bottom and right to one size.
+
+        Raises:
+            ValueError: an image is larger than the backbone can take.
+        """
+        constraints = self.padding_constraints()
+        square = constraints["square_size"]
+        if square > 0 and square < (largest := max(max(image.shape[-2:]) for image in images)):
+            raise ValueError(
+                f"an image has a side of {largest} pixels, the backbone takes at most {square}: "
+                "lower INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST"
+            )
+        return ImageList.from_tensors(list(images), padding_constraints=constraints)
+
+    def batch_of_features(
+        self, batched_inputs: Sequence[Mapping[str, Any]], *, like: Tensor
+    ) -> KeptFeatures:
+        """Pad features of single images to one size.
+
+        Convolutions see the padding of a batch, but not that of these features, so images of
+        several sizes do not give exactly the features that they have in a batch.
+
+        Args:
+            batched_inputs: for each image ``features``, which are (C', h, w) by name, as the
+                backbone computes them for this image, and ``size``, its height and width in pixels.
+            like: the batch gets the type and device of this tensor.
+        """
+        features = [
+            {name: x["features"][name].to(like, non_blocking=True) for name in self.in_features}
+            for x in batched_inputs
+        ]
+        sizes = [tuple(x["size"]) for x in batched_inputs]
+        stride = self.strides[self.in_features[-1]]
+        shapes = [each[self.in_features[-1]].shape[-2:] for each in features]
+        height, width = (stride * max(sides) for sides in zip(*shapes, strict=True))
+        batch = KeptFeatures(torch.empty(len(sizes), 3, height, width, device="meta"), sizes)
+        batch.features = {
+            name: torch.stack([_pad(x[name], height // step, width // step) for x in features])
+            for name, step in self.strides.items()
+        }
+        return batch
 
     def mask_of(self, images: ImageList, feature: Tensor, stride: int) -> Tensor:
         """Padding mask (N, h, w) of a feature (N, C', h, w) with ``stride`` pixels per cell."""
@@ -135,3 +194,7 @@ class MaskedBackbone(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in the printed model."""
         return f"in_features={list(self.in_features)}, padding_mask={self.padding_mask}"
+
+
+def _pad(feature: Tensor, height: int, width: int) -> Tensor:
+    return F.pad(feature, (0, width - feature.shape[-1], 0, height - feature.shape[-2]))

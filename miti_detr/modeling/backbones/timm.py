@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from miti_detr.pixels import Pixels, warn_if_pixels_differ
 
+# timm's efficientnet_lite0 has the same tensors, but pads images in another way.
+_LITE0, _LITE0_WEIGHTS = "tf_efficientnet_lite0", "package://efficientnet_lite0"
 OUTPUT = "timm"  # name of the last output; earlier ones are timm0, timm1, ...
 
 
@@ -106,8 +108,16 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """A network of timm from the keys ``MODEL.TIMM.*`` and ``MODEL.BACKBONE.FREEZE_AT``.
 
     With ``MODEL.MASK_ON`` it returns all feature maps, which masks need.
+
+    Raises:
+        ValueError: the weights of ``MODEL.WEIGHTS`` are those of another network.
     """
     keys = cfg.MODEL.TIMM
+    if cfg.MODEL.WEIGHTS == _LITE0_WEIGHTS and keys.NAME != _LITE0:
+        raise ValueError(
+            f"MODEL.WEIGHTS {_LITE0_WEIGHTS} are those of {_LITE0}, and MODEL.TIMM.NAME is "
+            f"{keys.NAME}. Set MODEL.TIMM.NAME {_LITE0}"
+        )
     backbone = TimmBackbone(
         keys.NAME,
         pretrained=keys.PRETRAINED,
