@@ -1,6 +1,5 @@
 """The figures of a comparison: one PNG per panel, so that each fits the screen of a phone."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Sheet
 from matplotlib.ticker import MaxNLocator
 
-from miti_detr.files import replacing
+from miti_detr.report.page import Figure
+from miti_detr.report.panels import draw_panel
 from miti_detr.visualize.curves import COLOURS, smooth
 
 from .comparison import ArmResult, Comparison
@@ -25,19 +24,6 @@ Styles = dict[str, dict[str, Any]]
 Draw = Callable[[Axes, Styles], bool]
 _LINES = ("-", "--", ":")
 RANK_MEASURES = ("residual", "cosine", "effective_rank")
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A picture of the report.
-
-    Attributes:
-        path: PNG file.
-        caption: description of what it shows.
-    """
-
-    path: Path
-    caption: str
 
 
 def draw_figures(
@@ -56,18 +42,9 @@ def draw_figures(
     """
     drawn = []
     for key, caption, draw in _panels(arms, comparison):
-        sheet = Sheet(figsize=(5.2, 3.7), dpi=110, layout="constrained")
-        axis = sheet.subplots()
-        if not draw(axis, styles):
-            continue
-        axis.grid(color="0.9")
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-        if key != "final":
-            axis.legend(fontsize=8, framealpha=0.85, edgecolor="none")
-        with replacing(folder / f"{key}.png") as temporary:
-            sheet.savefig(temporary, format="png")
-        drawn.append(Figure(folder / f"{key}.png", caption))
+        path = folder / f"{key}.png"
+        if draw_panel(path, partial(_draw, draw, styles), legend=key != "final"):
+            drawn.append(Figure(path, caption))
     return drawn
 
 
@@ -77,6 +54,10 @@ def arm_styles(comparison: Comparison) -> Styles:
         arm.name: {"color": COLOURS[i % len(COLOURS)], "linestyle": _LINES[i // len(COLOURS) % 3]}
         for i, arm in enumerate(comparison.arms)
     }
+
+
+def _draw(draw: Draw, styles: Styles, axis: Axes) -> bool:
+    return draw(axis, styles)
 
 
 def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str, str, Draw]]:

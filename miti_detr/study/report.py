@@ -1,26 +1,16 @@
 """The report of a comparison: one self-contained HTML file, and the same as CSV and JSON."""
 
-import base64
-import csv
 import dataclasses
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
-from miti_detr.bench.machine import describe_machine
-from miti_detr.engine import version
-from miti_detr.files import write_text
+from miti_detr.report.page import Section, Table, section_json, write_page
 
 from .comparison import Comparison
 from .differences import TRUTH, ComparedImage, draw_most_different
-from .figures import Figure, arm_styles, draw_figures
-from .tables import Table, cell_text, group_tables, runs_table
+from .figures import arm_styles, draw_figures
+from .tables import group_tables, runs_table
 
 # From the paper: COCO val2017 after 300 epochs, quoted for comparison.
 PUBLISHED = Table(
@@ -39,21 +29,6 @@ SHARED = (
     "All runs with the same seed see the same images in the same order with the same augmentation, "
     "whatever the model. Arms whose parameters have the same shapes start from the same weights."
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A part of the report.
-
-    Attributes:
-        title: title of the part.
-        tables: tables, in order.
-        figures: figures, in order.
-    """
-
-    title: str
-    tables: list[Table]
-    figures: list[Figure]
 
 
 def write_report(
@@ -81,89 +56,24 @@ def write_report(
     pictures, pictures_note = draw_most_different(
         first, output / "figures" / "4", images=images, threshold=comparison.threshold
     )
+    runs = runs_table(comparison)
     content = {
         "title": comparison.title,
         "command": command,
-        "version": version(),
-        "machine": describe_machine(),
         "shared": SHARED if studied else "",
         "threshold": comparison.threshold,
         "missing": [*comparison.missing, *([] if pictures else [pictures_note])],
-        "sections": [_section_json(section, output) for section in sections],
+        "sections": [section_json(section, output) for section in sections],
         "pictures": [_picture_json(image, output) for image in pictures],
         "pictures_of": pictures_note,
-        "runs": dataclasses.asdict(runs_table(comparison)),
+        "truth": TRUTH,
+        "runs": dataclasses.asdict(runs),
         "published": dataclasses.asdict(PUBLISHED),
     }
-    write_text(output / "report.json", json.dumps(_finite(content), indent=1, ensure_ascii=False))
-    write_text(output / "report.csv", report_csv(content))
-    write_text(output / "report.html", render_html(content, output))
-    return output / "report.html"
-
-
-def render_html(content: Mapping[str, Any], folder: Path) -> str:
-    """Render the HTML page from the content of ``report.json``.
-
-    Args:
-        content: content of ``report.json``.
-        folder: folder of the pictures, which are embedded in the page.
-    """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["cell"] = cell_text
-    environment.filters["data_uri"] = lambda name: _data_uri(folder / name)
-    source = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(truth=TRUTH, **content)
-
-
-def report_csv(content: Mapping[str, Any]) -> str:
-    """Return all tables in long form: one line per numeric cell.
-
-    Args:
-        content: content of ``report.json``.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "table", "row", "column", "value", "sd", "low", "high", "n"])
-    tables = [(s["title"], table) for s in content["sections"] for table in s["tables"]]
-    for group, table in [*tables, ("", content["runs"])]:
-        for row in table["rows"]:
-            for column, cell in zip(table["columns"][1:], row[1:], strict=True):
-                values = cell if isinstance(cell, dict) else {"mean": cell}
-                if isinstance(values["mean"], (int, float)):
-                    numbers = [values.get(key) for key in ("mean", "sd", "low", "high", "n")]
-                    writer.writerow([group, table["key"], row[0], column, *numbers])
-    return text.getvalue()
-
-
-def _section_json(section: Section, output: Path) -> dict[str, Any]:
-    return {
-        "title": section.title,
-        "tables": [dataclasses.asdict(table) for table in section.tables],
-        "figures": [
-            {"file": figure.path.relative_to(output).as_posix(), "caption": figure.caption}
-            for figure in section.figures
-        ],
-    }
+    template = resources.files(__package__).joinpath("report.html")
+    return write_page(output, template, content, [("", runs)])
 
 
 def _picture_json(image: ComparedImage, output: Path) -> dict[str, Any]:
     files = {name: path.relative_to(output).as_posix() for name, path in image.pictures.items()}
     return {"image": image.file_name, "files": files, "errors": image.errors}
-
-
-def _data_uri(path: Path) -> str:
-    kind = {".png": "png", ".jpg": "jpeg"}[path.suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
-    return value

@@ -1,15 +1,11 @@
-"""The tables of a comparison.
+"""The tables of a comparison; :mod:`miti_detr.study.statistics` has cells with spreads."""
 
-A cell is a text, a number, None, or a dict from :mod:`miti_detr.study.statistics`: ``mean`` with
-``sd``, or ``mean`` with ``low`` and ``high``.
-"""
-
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
+
+from miti_detr.report.page import Cell, Table
 
 from .comparison import ArmResult, Comparison
 from .results import RunResult, metrics_of
@@ -23,53 +19,6 @@ from .statistics import (
     paired_difference,
     query_use,
 )
-
-Cell = str | int | float | dict[str, Any] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """One table of the report.
-
-    Attributes:
-        key: name in files.
-        title: title above the table.
-        columns: headers; the first is the header of the row names.
-        rows: rows, each as long as ``columns``.
-        digits: number of digits after the decimal point.
-        note: explanation below the table.
-    """
-
-    key: str
-    title: str
-    columns: list[str]
-    rows: list[list[Cell]]
-    digits: int = 2
-    note: str = ""
-
-
-def cell_text(cell: Cell, digits: int) -> str:
-    """Format a cell for readers.
-
-    Args:
-        cell: a cell as described in this module.
-        digits: number of digits after the decimal point; integers have none.
-    """
-    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
-        return "\u2013"
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    if not isinstance(cell, dict):
-        return f"{cell:.{digits}f}"
-    signed = "low" in cell
-    text = f"{cell['mean']:{'+' if signed else ''}.{digits}f}"
-    if signed and cell["low"] is not None:
-        text += f" [{cell['low']:+.{digits}f}, {cell['high']:+.{digits}f}]"
-    elif cell.get("sd") is not None:
-        text += f" \u00b1 {cell['sd']:.{digits}f}"
-    return text + (f" ({cell['note']})" if "note" in cell else "")
 
 
 def group_tables(arms: Sequence[ArmResult], comparison: Comparison) -> list[Table]:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from miti_detr.report.page import Table, cell_text
 from miti_detr.study.comparison import Comparison, compare_runs, compare_study
 from miti_detr.study.figures import common_curve
 from miti_detr.study.plan import Arm, Study, StudyRun
-from miti_detr.study.tables import Table, cell_text, group_tables, runs_table
+from miti_detr.study.tables import group_tables, runs_table
 from tests.study.made_runs import write_foreign_run, write_run
 
 APS = {"detr": ([10, 20], [12, 24], [11, 22]), "miti": ([11, 21], [13, 26], [10, 25])}

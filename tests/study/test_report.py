@@ -4,21 +4,18 @@ import csv
 import html
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from miti_detr.report.page import cell_text
 from miti_detr.study.comparison import compare_runs
 from miti_detr.study.report import write_report
-from miti_detr.study.tables import cell_text
+from tests.browser import BROWSER, check_page
 from tests.study.made_runs import write_detections, write_foreign_run, write_run
 from tests.visualize.test_detections import register_images
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 TRUE_BOX = [50.0, 10, 45, 35]  # of register_images, of category 2
 
 
@@ -104,35 +101,7 @@ def test_foreign_runs_have_a_report_too(tmp_path: Path) -> None:
     assert "same augmentation" not in page
 
 
-MEASURE = """<body style="margin:0"><iframe src="report.html" style="border:0;width:{width}px;
-height:900px"></iframe><pre id="found"></pre><script>
-onload = () => {{
-  const page = document.querySelector("iframe").contentDocument, found = [];
-  const width = page.documentElement.clientWidth;
-  if (page.documentElement.scrollWidth > width) found.push("the page");
-  for (const item of page.body.querySelectorAll("*")) {{
-    const outside = item.getBoundingClientRect().right > width + 1;
-    const cut = item.clientWidth && item.scrollWidth > item.clientWidth + 1;
-    if (outside || cut) found.push(item.tagName + " " + item.textContent.slice(0, 40));
-  }}
-  for (const image of page.images) if (!image.naturalWidth) found.push("image " + image.alt);
-  document.getElementById("found").textContent =
-    JSON.stringify({{width, cells: page.querySelectorAll("td").length, found}});
-}};</script></body>"""
-
-
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_desktop_and_phone(folder: Path, width: int) -> None:
-    """Measured in a frame, because headless Chromium has no window narrower than 500 pixels."""
-    frame = folder / f"frame_{width}.html"
-    frame.write_text(MEASURE.format(width=width))
-    options = "--headless --no-sandbox --disable-gpu --disable-background-networking"
-    options += f" --allow-file-access-from-files --enable-logging=stderr --window-size={width},900"
-    command = [str(BROWSER), *options.split(), "--dump-dom", frame.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    result = json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout)[1]))  # type: ignore[index]
-    assert result["cells"] > 50
-    assert 0 <= width - result["width"] <= 20  # a scroll bar
-    assert result["found"] == []
+    check_page(folder / "report.html", width)
