@@ -4,9 +4,9 @@ The layer residual has no parameters: the weights of DETR and of every Miti-DETR
 compute different things. So the variant is recorded beside the weights and compared on loading.
 
 A variant is the dict ``MitiDetr.variant``: all that determines the function of a model besides its
-weights and their shapes. A record is a variant with ``version`` and ``config``, with
-``class_names`` where they are known, in the middle of a ramp (``MODEL.DETR.RESIDUAL_RAMP_ITERS``)
-with ``residual_strength``, and for averages (``SOLVER.EMA``) with the text ``weights_average``.
+weights and their shapes. A record is a variant with ``version``, ``config``, ``class_names`` where
+they are known, ``residual_strength`` in the middle of a ramp (``RESIDUAL_RAMP_ITERS``), the text
+``weights_average`` for averages (``SOLVER.EMA``), and ``threshold`` if a report has stored one.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from .errors import CheckpointError
 RECORD_KEY = "miti_detr"  # of a checkpoint, and of the metadata of a state dict
 STATE_KEY = "MODEL.DETR.WEIGHTS_RESIDUAL"
 STRENGTH = "residual_strength"  # of a record, and the attribute of a model
-# The same; says that weights are an average over training steps, and over which
-AVERAGE = "weights_average"
+AVERAGE = "weights_average"  # the same: over which training steps weights are an average
+THRESHOLD = "threshold"  # of a record: the recommended lowest score of a detection
 
 Variant = Mapping[str, Any]
 Purpose = Literal["evaluate", "warm_start", "resume", "unknown"]
@@ -175,9 +175,9 @@ def check_record(record: Any) -> None:
         raise CheckpointError(
             f"the record says layer_residual {residual!r}; possible: {', '.join(LAYER_RESIDUALS)}"
         )
-    strength = record.get(STRENGTH, 1.0)
-    if type(strength) not in (int, float) or not 0 <= strength <= 1:
-        raise CheckpointError(f"the record says {STRENGTH} {strength!r}; possible: 0 to 1")
+    for key in (STRENGTH, THRESHOLD):
+        if type(value := record.get(key, 1.0)) not in (int, float) or not 0 <= value <= 1:
+            raise CheckpointError(f"the record says {key} {value!r}; possible: 0 to 1")
     for key in ("config", AVERAGE):
         if not isinstance(record.get(key, ""), str):
             raise CheckpointError(f"the record's {key} is no text")

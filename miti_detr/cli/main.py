@@ -18,6 +18,7 @@ COMMANDS = (
     "predict",
     "curves",
     "detections",
+    "report",
     "compare",
     "rank",
     "attention",

@@ -10,12 +10,14 @@ from typing import Any
 from detectron2.config import CfgNode
 
 import miti_detr
+from miti_detr.checkpoint.variant import THRESHOLD
 from miti_detr.engine.predictor import Predictor, load_config
 from miti_detr.modeling import MitiDetr
 from miti_detr.predict.backends import SessionBackend
+from miti_detr.predict.predictor import DEFAULT_THRESHOLD
 from miti_detr.predict.record import ExportRecord
 from miti_detr.predict.sessions import open_session
-from miti_detr.predict.torch_backend import DEFAULT_THRESHOLD, checkpoint_record, classes_of
+from miti_detr.predict.torch_backend import checkpoint_record, classes_of
 
 from .accuracy import average_precision, check_dataset, eager_detector, session_detector
 from .parity import compare
@@ -142,7 +144,7 @@ def make_record(cfg: CfgNode, model: MitiDetr, options: ExportOptions) -> Export
         orientation=cfg.DATASETS.EXIF_ORIENTATION,
         precision=options.precision,
         image_type=options.image_type,
-        threshold=float(recorded.get("threshold", DEFAULT_THRESHOLD)),
+        threshold=float(recorded.get(THRESHOLD, DEFAULT_THRESHOLD)),
         static_shape=options.static_shape,
     )
 

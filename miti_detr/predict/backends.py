@@ -28,7 +28,7 @@ class Backend(Protocol):
         precision: in which it computes.
         provider: what computes, in words.
         classes: names and ids of its classes.
-        threshold: recommended for it.
+        threshold: recommended for it; None if nothing is recorded.
     """
 
     input_format: str
@@ -36,7 +36,7 @@ class Backend(Protocol):
     precision: str
     provider: str
     classes: ClassTable
-    threshold: float
+    threshold: float | None
 
     def prepare(self, image: np.ndarray) -> Item:
         """Resize an image (H, W, 3) uint8."""
@@ -59,7 +59,7 @@ class SessionBackend:
         self.precision = record.precision
         self.provider = session.provider
         self.classes = ClassTable(record.class_names, record.category_ids)
-        self.threshold = record.threshold
+        self.threshold: float | None = record.threshold
         self._run = session.run
 
     def prepare(self, image: np.ndarray) -> Item:

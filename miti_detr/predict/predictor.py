@@ -13,6 +13,7 @@ from .detections import Found, Result
 from .inputs import Source
 from .tiles import Window, join, windows_of
 
+DEFAULT_THRESHOLD = 0.5
 _CHUNK = 8  # batches that are read at a time, among which images of one shape are found
 
 
@@ -40,7 +41,9 @@ class DetectionPredictor:
         batch_size: int = 4,
     ) -> None:
         """Take a model; the other arguments are those of :func:`~miti_detr.load_predictor`."""
-        self.threshold = backend.threshold if threshold is None else threshold
+        self._recorded = threshold is None and backend.threshold is not None
+        known = backend.threshold if threshold is None else threshold
+        self.threshold = DEFAULT_THRESHOLD if known is None else known
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold is {threshold}. It must be in 0..1.")
         if not 0 <= overlap < 1:
@@ -57,7 +60,7 @@ class DetectionPredictor:
     def __repr__(self) -> str:
         return (
             f"DetectionPredictor({self.provider}, {self.precision}, {len(self.class_names)} "
-            f"classes, threshold {self.threshold:g})"
+            f"classes, threshold {self.threshold:.4g}{' (recorded)' if self._recorded else ''})"
         )
 
     def __call__(self, images: Any, *, channels: str | None = None) -> Any:

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from miti_detr.checkpoint import read_checkpoint
 from miti_detr.checkpoint.files import TRUST_KEY
-from miti_detr.checkpoint.variant import RECORD_KEY
+from miti_detr.checkpoint.variant import RECORD_KEY, THRESHOLD
 from miti_detr.engine.predictor import Predictor, load_config
 from miti_detr.visualize.classes import ClassTable, class_table
 
@@ -19,7 +19,6 @@ from .backends import Item
 from .detections import Found, Result
 from .inputs import Source
 
-DEFAULT_THRESHOLD = 0.5
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -67,7 +66,7 @@ class CheckpointBackend:
         self.precision = cfg.SOLVER.AMP.PRECISION if cfg.TEST.AMP.ENABLED else "float32"
         self.provider = f"torch {device}"
         self.classes = classes_of(cfg, record)
-        self.threshold = float(record.get("threshold", DEFAULT_THRESHOLD))
+        self.threshold: float | None = record.get(THRESHOLD)
 
     def prepare(self, image: np.ndarray) -> Item:
         """Resize an image (H, W, 3) uint8 as in evaluation."""
