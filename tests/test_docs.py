@@ -275,7 +275,8 @@ def miti_detr_steps(words: list[str]) -> list[dict[str, Any]]:
     for name in [file] if isinstance(file, str) else file:
         assert not name or (ROOT / name).is_file(), name
         check_overrides(getattr(args, "overrides", []), name)
-    if words[0] in ("bench", "compare", "export") or "--theory" in words:  # they take minutes
+    slow = ("bench", "compare", "export", "train")
+    if words[0] in slow or "--theory" in words:  # they take minutes
         return []
     text = f"import sys\nfrom miti_detr.cli.main import main\nsys.exit(main({absolute(words)!r}))"
     return [{"parts": [{"file": "miti-detr", "line": 1, "text": text}]}]

@@ -15,6 +15,7 @@ from miti_detr.streams import discard_output, prepare_streams
 # Each is a module of this package with add_parser(subparsers) and run(args) -> exit status. Heavy
 # imports are inside run, so that the help appears at once.
 COMMANDS = (
+    "train",
     "predict",
     "curves",
     "detections",

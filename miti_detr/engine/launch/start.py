@@ -76,7 +76,8 @@ def run(main: Main, args: argparse.Namespace, *, patience: float = 0.0) -> int:
 
     Args:
         main: the work of one process; importable by name.
-        args: of :func:`add_run_arguments`, or only of Detectron2's ``default_argument_parser``.
+        args: of :func:`add_run_arguments`, or only of Detectron2's ``default_argument_parser``;
+            ``command`` is the command that resumes, if it is not this one with ``--resume``.
         patience: seconds to wait for another run in ``OUTPUT_DIR`` to end.
 
     Returns:
@@ -109,7 +110,8 @@ def run(main: Main, args: argparse.Namespace, *, patience: float = 0.0) -> int:
             return _exit_code(work, args)
         except KeyboardInterrupt as stop:
             if comm.is_main_process():
-                tell_how_to_resume("".join(output_dir[:1]))
+                command = getattr(args, "command", None) or resume_command(sys.argv)
+                tell_how_to_resume("".join(output_dir[:1]), command)
             return TERMINATED if isinstance(stop, _Terminated) else INTERRUPTED
 
 
@@ -244,11 +246,12 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def tell_how_to_resume(output_dir: str) -> None:
+def tell_how_to_resume(output_dir: str, command: str) -> None:
     """Log the last checkpoint and the command that resumes from it.
 
     Args:
         output_dir: of the run; "" if it had not begun.
+        command: to type.
     """
     if not output_dir:
         sys.stderr.write("interrupted before the run began\n")
@@ -261,7 +264,7 @@ def tell_how_to_resume(output_dir: str) -> None:
             path = os.path.join(output_dir, file.read().strip())
         if os.path.isfile(path):
             last = f"the last checkpoint is {path}"
-    logger.warning("interrupted; %s. To resume:\n%s", last, resume_command(sys.argv))
+    logger.warning("interrupted; %s. To resume:\n%s", last, command)
 
 
 def resume_command(argv: list[str]) -> str:

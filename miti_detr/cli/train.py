@@ -1,0 +1,151 @@
+"""``miti-detr train``: from a folder of labelled images to a trained model."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import positive_int
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+PRESETS = ("laptop", "gpu", "quick")
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train on a folder of labelled images",
+        description="Trains a Miti-DETR on labelled images: COCO JSON, YOLO or Pascal VOC, which "
+        "is recognised. Writes a contact sheet of the training images, the model, its evaluation "
+        "and pictures. Run again, it resumes.",
+    )
+    parser.add_argument("data", metavar="DATA", help="folder, COCO JSON file or data.yaml")
+    parser.add_argument("--output", metavar="DIR", help="default: output/ and the name of the data")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="laptop",
+        help="laptop: 20 minutes on two cores (default); gpu: a larger model; quick: a rough model "
+        "in minutes",
+    )
+    parser.add_argument("--num-gpus", type=positive_int, help="processes, one for each GPU")
+    parser.set_defaults(func=run, overrides=[])
+    parser.epilog = "KEY VALUE pairs at the end override the preset, such as SOLVER.MAX_ITER 3000."
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare the data and the config, train, and draw."""
+    from miti_detr.engine import run as run_processes
+    from miti_detr.engine.launch.start import TIMEOUT
+    from miti_detr.engine.program import main
+    from miti_detr.files import write_text
+
+    output = Path(args.output or f"output/{Path(args.data).resolve().stem}")
+    cfg = _config(args, output)
+    file = output / "train.yaml"
+    if file.is_file():
+        _check_same(file, cfg)
+    weights, table = output / "model_final.pth", output / "inference" / "coco_table.txt"
+    if _is_newer(table, weights):
+        print(f"{output} is trained already. To train again, remove that folder or choose another.")
+    else:
+        if not file.is_file():
+            _draw_contact_sheet(cfg, output / "contact_sheet.png")
+            write_text(file, cfg.dump())
+        arguments = argparse.Namespace(
+            **{"config_file": str(file), "opts": [], "resume": True, "eval_only": False},
+            **{"num_gpus": args.num_gpus, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"},
+            **{"timeout": TIMEOUT, "traceback": args.traceback},
+            command=shlex.join(["miti-detr", *sys.argv[1:]]),
+        )
+        status = run_processes(main, arguments)
+        if status != 0:
+            return status
+    _draw_results(cfg, weights, output)
+    print(table.read_text())
+    made = "contact_sheet.png, train.yaml, model_final.pth, curves.png, detections.png"
+    print(f"{output} contains {made}. To use the model:")
+    print(f"  miti-detr predict --weights {weights} --output predictions IMAGE ...")
+    return 0
+
+
+def _config(args: argparse.Namespace, output: Path) -> "CfgNode":
+    """The preset for the data, which are converted into the output folder if necessary."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from miti_detr.data.formats import find_data, write_coco_files
+    from miti_detr.engine import setup_config
+    from miti_detr.model_zoo import get_config_file
+
+    parts = write_coco_files(find_data(Path(args.data)), output / "data")
+    name = Path(args.data).resolve().stem.replace(" ", "_")
+    sets = [[f"my_{name}_{part}", *files] for part, files in parts.items()]
+    options = [
+        *("DATASETS.COCO_FORMAT", str(sets), "OUTPUT_DIR", str(output)),
+        *("DATASETS.TRAIN", f"('{sets[0][0]}',)", "DATASETS.TEST", f"('{sets[1][0]}',)"),
+        *args.overrides,
+    ]
+    cfg = setup_config(get_config_file(f"finetune/{args.preset}.yaml"), options)
+    if "MODEL.DETR.NUM_CLASSES" not in args.overrides:
+        DatasetCatalog.get(sets[0][0])
+        cfg.MODEL.DETR.NUM_CLASSES = len(MetadataCatalog.get(sets[0][0]).thing_classes)
+    return cfg
+
+
+def _check_same(file: Path, cfg: "CfgNode") -> None:
+    """Refuse to continue a run with another config.
+
+    Raises:
+        ValueError: keys have other values.
+    """
+    from miti_detr.yaml_files import parse_yaml, read_yaml
+
+    before, now = _flat(read_yaml(file)), _flat(parse_yaml(cfg.dump(), "the config"))
+    keys = sorted(key for key in before | now if before.get(key) != now.get(key))
+    if keys:
+        raise ValueError(
+            f"{file.parent} holds a run with other data or settings ({', '.join(keys[:4])}). Give "
+            "the same ones to continue it, or choose another folder with --output"
+        )
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _is_newer(table: Path, weights: Path) -> bool:
+    """Whether a run has ended with the evaluation of its weights."""
+    both = table.is_file() and weights.is_file()
+    return both and table.stat().st_mtime >= weights.stat().st_mtime
+
+
+def _draw_contact_sheet(cfg: "CfgNode", path: Path) -> None:
+    from miti_detr.visualize.contact_sheet import draw_contact_sheet
+
+    draw_contact_sheet(cfg, path)
+    print(f"{path}: look whether the boxes are right")
+
+
+def _draw_results(cfg: "CfgNode", weights: Path, output: Path) -> None:
+    """Draw curves and detections, unless they are there and newer than the weights."""
+    from miti_detr.engine.predictor import Predictor
+    from miti_detr.visualize.curves import draw_curves, read_run
+    from miti_detr.visualize.detections import draw_detections
+
+    if not _is_newer(curves := output / "curves.png", weights):
+        draw_curves([read_run(output)], curves)
+    if not _is_newer(detections := output / "detections.png", weights):
+        cfg = cfg.clone()
+        cfg.MODEL.WEIGHTS = str(weights)
+        classes = cfg.MODEL.DETR.NUM_CLASSES
+        draw_detections(Predictor(cfg), cfg.DATASETS.TEST[0], detections, num_classes=classes)
