@@ -56,10 +56,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--overlap", type=fraction, default=0.2, help="shared part of a tile (default 0.2)"
     )
     parser.add_argument(
-        "--batch-size",
-        type=positive_int,
-        default=4,
-        help="number of images per forward pass (default 4)",
+        "--tta", action="store_true", help="merge the detections of the views of TEST.AUG"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=4, help="images per forward pass (default 4)"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1; default: as the model says")
     parser.add_argument(
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
     words, overrides = split_overrides(args.images)
     files = find_images(words, films=True)
-    names = ("threshold", "top_k", "tile", "overlap", "precision", "config_file")
+    names = ("threshold", "top_k", "tile", "overlap", "tta", "precision", "config_file")
     options = {
         **{name: getattr(args, name) for name in names},
         "classes": args.classes.split(",") if args.classes else None,

@@ -47,11 +47,12 @@ def load_config(
         ValueError: there is neither a config file nor a recorded config, or a key or its value is
             not possible.
     """
-    # A GPU's precision would be refused on a CPU, and compiling for images of every size takes
-    # long: both belong to training. Overrides may still ask for them.
+    # A GPU's precision would be refused on a CPU, compiling for images of every size takes long,
+    # and test-time augmentation takes many passes: all belong to training. Overrides may still ask
+    # for them.
     training = (
         *("SOLVER.AMP.ENABLED", "False", "MODEL.COMPILE", "False"),
-        *("MODEL.CUDA_GRAPHS", "False"),
+        *("MODEL.CUDA_GRAPHS", "False", "TEST.AUG.ENABLED", "False"),
     )
     if config_file is not None:
         cfg = setup_config(config_file, ["MODEL.WEIGHTS", weights, *training, *overrides])

@@ -14,6 +14,7 @@ _SIDE = Whole(1, 100_000)  # pixels
 _SIDES = AnyOf((_SIDE, Each(_SIDE, shortest=1)))  # Detectron2 takes one value for a list of one
 _MINIMUM_SIDE = AnyOf((Whole(0, 100_000), Each(Whole(0, 100_000), shortest=1)))  # 0: no resize
 _FACTOR = Real(0, 1e6)
+_VIEW_FACTOR = 3  # between the sizes of views and of the usual evaluation; more is a mistake
 
 _RULES: dict[str, Rule] = {
     "SEED": Whole(-(2**31), 2**31 - 1),
@@ -54,6 +55,8 @@ _RULES: dict[str, Rule] = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": Real(0, math.inf, above=True, infinite=True),
     "TEST.EVAL_PERIOD": Whole(0),
     "TEST.IMS_PER_BATCH": Whole(1, 10**6),
+    "TEST.AUG.MIN_SIZES": Each(Whole(0, 100_000), shortest=1),
+    "TEST.AUG.MAX_SIZE": _SIDE,
     "TEST.PRECISE_BN.ENABLED": Choice((False,)),  # this trainer does not have it
     "DATASETS.TRAIN_SHARE": Real(0, 1, above=True),
     "DATALOADER.NUM_WORKERS": Whole(0, 1024),
@@ -86,6 +89,7 @@ def check_run_keys(cfg: CfgNode, *, world_size: int = 1) -> None:
     _check_early_stop(cfg)
     _check_amp(cfg)
     _check_patches(cfg)
+    _check_augmentation(cfg)
     check_loggers(cfg.LOGGERS)
 
 
@@ -165,3 +169,27 @@ def _check_patches(cfg: CfgNode) -> None:
         raise ValueError(f"INPUT.PATCHES.NUMBER is {patches}; a {model} needs {needed}")
     if patches > 0 and cfg.INPUT.CROP.ENABLED:
         raise ValueError("INPUT.CROP.ENABLED is True, which may cut patches away. Set it to False.")
+
+
+def _check_augmentation(cfg: CfgNode) -> None:
+    if not cfg.TEST.AUG.ENABLED:
+        return
+    for key, value in (
+        ("MODEL.MASK_ON", cfg.MODEL.MASK_ON),
+        ("INPUT.PATCHES.NUMBER", cfg.INPUT.PATCHES.NUMBER),
+    ):
+        if value:
+            raise ValueError(
+                f"TEST.AUG.ENABLED is True and {key} is {value}, but only boxes of objects can be "
+                "merged. Set TEST.AUG.ENABLED False."
+            )
+    sizes, usual = tuple(cfg.TEST.AUG.MIN_SIZES), cfg.INPUT.MIN_SIZE_TEST
+    if isinstance(usual, int) and any(
+        size and usual and not usual <= _VIEW_FACTOR * size <= _VIEW_FACTOR**2 * usual
+        for size in sizes
+    ):
+        raise ValueError(
+            f"TEST.AUG.MIN_SIZES is {sizes}, but INPUT.MIN_SIZE_TEST is {usual}; sizes that differ "
+            f"by a factor of more than {_VIEW_FACTOR} are not those of this model. Set "
+            f"TEST.AUG.MIN_SIZES, such as ({usual},)."
+        )

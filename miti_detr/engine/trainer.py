@@ -19,7 +19,13 @@ from torch import nn
 from miti_detr.data import build_test_loader, build_train_loader
 from miti_detr.data.kept_features import FeatureStore
 from miti_detr.data.loader import training_records
-from miti_detr.evaluation import best_metric, build_evaluator, write_coco_table
+from miti_detr.evaluation import (
+    MitiDetrWithTTA,
+    best_metric,
+    build_evaluator,
+    tta_config,
+    write_coco_table,
+)
 from miti_detr.files import write_text
 
 from .checkpointers import BestWeights, RunCheckpointer
@@ -179,6 +185,8 @@ class Trainer(ResumableTrainer):
             self._trainer.write_record()
             with contextlib.nullcontext() if self._average is None else self._average.in_model():
                 self._last_eval_results = self.test(cfg, self.model)
+                if cfg.TEST.AUG.ENABLED and self.iter + 1 >= self.max_iter:
+                    self._last_eval_results.update(self.test_with_TTA(cfg, self.model))
             self._evaluated = self.iter
             return self._last_eval_results
 
@@ -263,3 +271,20 @@ class Trainer(ResumableTrainer):
             by_dataset = {names[0]: results} if len(names) == 1 else results
             write_coco_table(by_dataset, Path(cfg.OUTPUT_DIR, "inference", "coco_table.txt"))
         return results
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict[str, Any]:
+        """Evaluate with test-time augmentation, under the name of Detectron2's ``train_net.py``.
+
+        Args:
+            cfg: as for :meth:`test`, with the views of ``TEST.AUG``.
+            model: with the weights to evaluate.
+
+        Returns:
+            As :meth:`test`, with ``_TTA`` at the end of the names, such as ``bbox_TTA``. Files are
+            in ``OUTPUT_DIR/TTA``.
+        """
+        cfg = tta_config(cfg)
+        logger.info("evaluating with test-time augmentation")
+        results = cls.test(cfg, MitiDetrWithTTA(cfg, unwrapped(model)))
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())

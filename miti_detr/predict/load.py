@@ -21,6 +21,7 @@ def load_predictor(
     classes: Sequence[str | int] | None = None,
     tile: int | None = None,
     overlap: float = 0.2,
+    tta: bool = False,
     batch_size: int = 4,
     config_file: str | None = None,
     overrides: Sequence[str] = (),
@@ -40,6 +41,7 @@ def load_predictor(
         classes: names or indices of the classes to detect; None: all.
         tile: side in pixels of the tiles in which larger images are also searched; None: no tiles.
         overlap: part of a tile that the next one shares, at least 0 and less than 1.
+        tta: of checkpoints: merge the detections of several views of an image (``TEST.AUG``).
         batch_size: largest number of images or tiles in a forward pass.
         config_file: YAML file of a checkpoint that does not record its config.
         overrides: alternating config keys and values for a checkpoint.
@@ -54,9 +56,9 @@ def load_predictor(
     """
     path = os.fspath(weights)
     if is_exported(path):
-        backend = _exported(path, device, precision, [config_file, *overrides])
+        backend = _exported(path, device, precision, [config_file, *overrides], tta)
     else:
-        backend = _checkpoint(path, device, precision, config_file, overrides)
+        backend = _checkpoint(path, device, precision, tta, config_file, overrides)
     predictor = DetectionPredictor(
         backend,
         threshold=threshold,
@@ -76,10 +78,11 @@ def is_exported(path: str) -> bool:
 
 
 def _exported(
-    path: str, device: str | None, precision: str | None, config: Sequence[str | None]
+    path: str, device: str | None, precision: str | None, config: Sequence[str | None], tta: bool
 ) -> Backend:
-    if any(config):
-        raise ValueError(f"{path} is an exported model. Config keys are for checkpoints.")
+    if any(config) or tta:
+        wrong = "Test-time augmentation is" if tta else "Config keys are"
+        raise ValueError(f"{path} is an exported model. {wrong} for checkpoints.")
     backend = SessionBackend(open_session(path, device))
     if precision not in (None, backend.precision):
         raise ValueError(
@@ -93,6 +96,7 @@ def _checkpoint(
     path: str,
     device: str | None,
     precision: str | None,
+    tta: bool,
     config_file: str | None,
     overrides: Sequence[str],
 ) -> Backend:
@@ -109,6 +113,7 @@ def _checkpoint(
         path,
         device=device,
         precision=precision,
+        tta=tta,
         config_file=config_file,
         overrides=overrides,
     )

@@ -13,6 +13,7 @@ from miti_detr.checkpoint import read_checkpoint
 from miti_detr.checkpoint.files import TRUST_KEY
 from miti_detr.checkpoint.variant import RECORD_KEY, THRESHOLD
 from miti_detr.engine.predictor import Predictor, load_config
+from miti_detr.evaluation import MitiDetrWithTTA, tta_config
 from miti_detr.visualize.classes import ClassTable, class_table
 
 from .backends import Item
@@ -58,7 +59,11 @@ class CheckpointBackend:
 
     def __init__(self, cfg: CfgNode) -> None:
         """Build the model of a frozen config and load its weights."""
+        if cfg.TEST.AUG.ENABLED:
+            cfg = tta_config(cfg)
         self._predictor = Predictor(cfg)
+        if cfg.TEST.AUG.ENABLED:
+            self._predictor.model = MitiDetrWithTTA(cfg, self._predictor.model)
         record = checkpoint_record(cfg)
         device = torch.device(cfg.MODEL.DEVICE)
         self.input_format = self._predictor.input_format
@@ -98,6 +103,7 @@ def checkpoint_config(
     *,
     device: str | None,
     precision: str | None,
+    tta: bool,
     config_file: str | None,
     overrides: Sequence[str],
 ) -> CfgNode:
@@ -108,6 +114,7 @@ def checkpoint_config(
         device: ``cpu``, ``cuda``, ``cuda:1``; None: as the config says, or the CPU if there is no
             GPU.
         precision: one of :data:`PRECISIONS`; None: as the config says.
+        tta: with test-time augmentation.
         config_file: None takes the config in the checkpoint.
         overrides: alternating keys and values.
 
@@ -122,6 +129,8 @@ def checkpoint_config(
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"there is no CUDA device for device {device!r}. Use cpu.")
         words += ["MODEL.DEVICE", device]
+    if tta:
+        words += ["TEST.AUG.ENABLED", "True"]
     if precision == "float32":
         words += ["TEST.AMP.ENABLED", "False"]
     elif precision is not None:

@@ -162,3 +162,25 @@ def test_steps_at_the_end_are_dropped(tiny_data: Path, tmp_path: Path) -> None:
     """They have no effect, and the scheduler refuses them."""
     trainer = Trainer(config(tiny_data, tmp_path, SOLVER__STEPS=(4, 6, 9)))
     assert tuple(trainer.cfg.SOLVER.STEPS) == (4,)
+
+
+def test_augmented_results_at_the_end_and_in_evaluation(tiny_data: Path, tmp_path: Path) -> None:
+    """One view is the usual evaluation; only the last evaluation of a run has them."""
+    changes = {
+        "DATASETS__TEST": ("tiny_val",),
+        "TEST__EVAL_PERIOD": 3,
+        "TEST__AUG__ENABLED": True,
+        "TEST__AUG__MIN_SIZES": (24,),
+        "TEST__AUG__FLIP": False,
+    }
+    trainer, _ = _train(tiny_data, tmp_path, **changes)
+    results = trainer._last_eval_results
+    assert results["bbox_TTA"] == pytest.approx(results["bbox"], nan_ok=True)
+    records = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    with_ap = [record for record in records if "bbox/AP" in record]
+    assert ["bbox_TTA/AP" in record for record in with_ap] == [False, True]
+    assert (tmp_path / "TTA/inference/coco_table.txt").is_file()
+    assert (tmp_path / "inference/coco_table.txt").is_file()
+    changes["TEST__AUG__FLIP"] = True
+    flipped = Trainer.test_with_TTA(config(tiny_data, tmp_path, **changes), trainer.model)
+    assert flipped.keys() == {"bbox_TTA"}

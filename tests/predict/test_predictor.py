@@ -209,3 +209,24 @@ def test_it_is_public() -> None:
 
 def test_without_weights_nothing_is_recorded() -> None:
     assert checkpoint_record(tiny_config("MODEL.WEIGHTS", "")) == {}
+
+
+def test_test_time_augmentation(weights: str) -> None:
+    """One view gives the plain result; a checkpoint whose config has it on is used without."""
+    image = noise(60, 120)
+    sizes = ("TEST.AUG.MIN_SIZES", "(80,)", "TEST.AUG.MAX_SIZE", "112")
+    single = ("TEST.AUG.FLIP", "False")
+    options = {"threshold": 0.0, "overrides": (*sizes, *single)}
+    plain, one = (load_predictor(weights, tta=x, **options) for x in (False, True))
+    wanted, found = (x(image, channels="RGB") for x in (plain, one))
+    assert torch.equal(wanted.pred_boxes.tensor, found.pred_boxes.tensor)
+    assert torch.equal(wanted.scores, found.scores)
+    merged = load_predictor(weights, tta=True, threshold=0.0, overrides=sizes)
+    images = [image, np.ascontiguousarray(image[:, ::-1])]
+    results = merged(images, channels="RGB")
+    assert_close(results[0].scores, results[1].scores, rtol=0, atol=1e-6)
+    boxes = results[1].pred_boxes.tensor[:, [2, 1, 0, 3]] * torch.tensor([-1.0, 1, -1, 1])
+    shifted = boxes + torch.tensor([120.0, 0, 120, 0])
+    assert_close(results[0].pred_boxes.tensor, shifted, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match=r"a\.onnx is an exported model. Test-time augmentation"):
+        load_predictor("a.onnx", tta=True)
