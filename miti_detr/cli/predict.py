@@ -18,9 +18,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "predict",
         help="detect objects in images and films",
-        description="Writes a picture with boxes for each image, a film for each film, and one "
-        "file of results. Stopped at any time, the same command continues. Pictures under 320 "
-        "pixels are enlarged; results use the pixels of the image. The exit status is 0 if all "
+        description="Writes a picture with boxes and masks for each image, a film for each film, "
+        "and one file of results. Stopped at any time, the same command continues. Pictures under "
+        "320 pixels are enlarged; results use the pixels of the image. The exit status is 0 if all "
         "files were predicted, 3 if some failed, 1 if all failed.",
     )
     parser.add_argument(

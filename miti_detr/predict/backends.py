@@ -28,6 +28,7 @@ class Backend(Protocol):
         precision: in which it computes.
         provider: what computes, in words.
         classes: names and ids of its classes.
+        with_masks: whether its detections have masks.
         threshold: recommended for it; None if nothing is recorded.
     """
 
@@ -37,6 +38,7 @@ class Backend(Protocol):
     provider: str
     classes: ClassTable
     threshold: float | None
+    with_masks: bool
 
     def prepare(self, image: np.ndarray) -> Item:
         """Resize an image (H, W, 3) uint8."""
@@ -60,6 +62,7 @@ class SessionBackend:
         self.provider = session.provider
         self.classes = ClassTable(record.class_names, record.category_ids)
         self.threshold: float | None = record.threshold
+        self.with_masks = False
         self._run = session.run
 
     def prepare(self, image: np.ndarray) -> Item:

@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from miti_detr.visualize.classes import ClassTable
-from miti_detr.visualize.drawing import draw_boxes
+from miti_detr.visualize.drawing import draw_boxes, draw_masks
 
 from .inputs import Source
+from .masks import run_lengths
 
 
 class Found(NamedTuple):
@@ -21,18 +22,27 @@ class Found(NamedTuple):
         boxes: (n, 4) float32, xyxy in pixels of the image, inside of it.
         scores: (n,) float32 in [0, 1].
         classes: (n,) int64, contiguous.
-        more: what else the model says of them, in the same order; indexed as the others.
+        masks: (n, height, width) bool, or their :func:`~miti_detr.predict.masks.run_lengths`; None:
+            the model has none.
+        more: what the backend needs to make masks and results; indexed as the others.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
+    masks: np.ndarray | None = None
     more: Any = None
 
     def take(self, chosen: Any) -> Found:
         """Some of the detections, by indices, a slice or a mask."""
-        more = None if self.more is None else self.more[chosen]
-        return Found(self.boxes[chosen], self.scores[chosen], self.classes[chosen], more)
+        fields = (None if field is None else field[chosen] for field in self)
+        return Found(*fields)
+
+
+def packed(found: Found) -> Found:
+    """Bare detections that take little memory: with run lengths, and without ``more``."""
+    masks = None if found.masks is None else run_lengths(found.masks)
+    return found._replace(masks=masks, more=None)
 
 
 class Result:
@@ -57,6 +67,11 @@ class Result:
         return self.found().boxes
 
     @property
+    def masks(self) -> np.ndarray | None:
+        """The masks (n, height, width) as a bool array in the size of the image, or None."""
+        return self.found().masks
+
+    @property
     def class_names(self) -> list[str]:
         """The class of each detection."""
         return [self._classes.names[index] for index in self.found().classes.tolist()]
@@ -69,7 +84,8 @@ class Result:
 
         Returns:
             For each detection ``image_id``, ``category_id`` (as in the data set of the model),
-            ``bbox`` (x, y, width, height in pixels) and ``score``.
+            ``bbox`` (x, y, width, height in pixels) and ``score``; with masks also
+            ``segmentation`` (compressed run lengths).
         """
         return coco_results(self.found(), self._classes, image_id=image_id)
 
@@ -79,10 +95,10 @@ class Result:
             from supervision import Detections as Supervision
         except ImportError as error:
             raise ImportError("to_supervision() needs `pip install supervision`") from error
-        boxes, scores, classes, _ = self.found()
+        boxes, scores, classes, masks, _ = self.found()
         names = np.array(self.class_names, dtype=str)
         data = {"class_name": names}
-        return Supervision(xyxy=boxes, confidence=scores, class_id=classes, data=data)
+        return Supervision(xyxy=boxes, mask=masks, confidence=scores, class_id=classes, data=data)
 
     def draw(self, image: Any = None) -> Image.Image:
         """Draw the detections.
@@ -106,10 +122,12 @@ class Result:
 
     def draw_on(self, picture: Image.Image) -> Image.Image:
         """Draw the detections on a copy of an RGB picture of any size."""
-        boxes, scores, classes, _ = self.found()
+        boxes, scores, classes, masks, _ = self.found()
         height, width = self.image_size  # type: ignore[attr-defined]
         scale = np.array([picture.width / width, picture.height / height] * 2)
         order = scores.argsort()  # the best one on top
+        if masks is not None:
+            picture = draw_masks(picture, list(masks[order]), classes[order].tolist())
         labels = [
             f"{self._classes.names[classes[index]]} {scores[index]:.2f}" for index in order.tolist()
         ]
@@ -129,6 +147,7 @@ class Detections(Result):
         pred_boxes: (n, 4) float32, xyxy in pixels of the image.
         scores: (n,) float32, in descending order.
         pred_classes: (n,) int64, contiguous.
+        pred_masks: (n, height, width) bool in the size of the image; None: the model has none.
     """
 
     def __init__(
@@ -141,13 +160,13 @@ class Detections(Result):
     ) -> None:
         """Keep the detections, the size of the image, the table of classes, and the image."""
         self.image_size = image_size
-        self.pred_boxes, self.scores, self.pred_classes, _ = found
+        self.pred_boxes, self.scores, self.pred_classes, self.pred_masks, _ = found
         self._classes = classes
         self._source = source
 
     def found(self) -> Found:
         """The bare detections as arrays."""
-        return Found(self.pred_boxes, self.scores, self.pred_classes)
+        return Found(self.pred_boxes, self.scores, self.pred_classes, self.pred_masks)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -185,14 +204,16 @@ def coco_results(found: Found, classes: ClassTable, **image: Any) -> list[dict[s
     """
     boxes = found.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
+    masks = [{}] * len(boxes) if found.masks is None else run_lengths(found.masks).tolist()
     return [
         {
             **image,
             "category_id": classes.dataset_ids[index],
             "bbox": [round(value, 3) for value in box],
             "score": round(score, 5),
+            **({"segmentation": mask} if mask else {}),
         }
-        for box, score, index in zip(
-            boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True
+        for box, score, index, mask in zip(
+            boxes.tolist(), found.scores.tolist(), found.classes.tolist(), masks, strict=True
         )
     ]

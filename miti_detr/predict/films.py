@@ -11,7 +11,7 @@ import numpy as np
 
 from miti_detr.pictures import ImageError
 
-from .detections import Found
+from .detections import Found, packed
 from .predictor import DetectionPredictor
 
 _CODECS = ("libx264", "mpeg4")  # the first that the installed library has
@@ -68,7 +68,7 @@ def predict_film(
             if target is not None:
                 writer = writer or _Writer(path, target, size)
                 writer.add(np.asarray(result.draw()), *infos.popleft())
-            found.append(result.found()._replace(more=None))
+            found.append(packed(result.found()))
             advance(1)
         if writer is not None:
             writer.finish()

@@ -58,7 +58,7 @@ def load_predictor(
     if is_exported(path):
         backend = _exported(path, device, precision, [config_file, *overrides], tta)
     else:
-        backend = _checkpoint(path, device, precision, tta, config_file, overrides)
+        backend = _checkpoint(path, device, precision, tta, threshold, config_file, overrides)
     predictor = DetectionPredictor(
         backend,
         threshold=threshold,
@@ -97,6 +97,7 @@ def _checkpoint(
     device: str | None,
     precision: str | None,
     tta: bool,
+    threshold: float | None,
     config_file: str | None,
     overrides: Sequence[str],
 ) -> Backend:
@@ -117,4 +118,4 @@ def _checkpoint(
         config_file=config_file,
         overrides=overrides,
     )
-    return CheckpointBackend(cfg)
+    return CheckpointBackend(cfg, threshold)

@@ -51,6 +51,11 @@ class DetectionPredictor:
         for name, value in (("top_k", top_k), ("tile", tile), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}. It must be 1 or more.")
+        if tile is not None and backend.with_masks:
+            raise ValueError(
+                f"tile is {tile}, but masks are not joined over tiles. Leave it out, or use a model "
+                "without masks."
+            )
         self.backend = backend
         self.class_names = list(backend.classes.names)
         self.provider, self.precision = backend.provider, backend.precision

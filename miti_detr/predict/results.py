@@ -12,6 +12,7 @@ from miti_detr.files import replacing, write_text
 from miti_detr.visualize.classes import ClassTable
 
 from .detections import Found, coco_results
+from .masks import run_lengths
 from .journal import Entry
 
 
@@ -54,7 +55,8 @@ def to_entry(file: str, size: tuple[int, int], found: Found | Sequence[Found]) -
         ]
         for one in frames
     ]
-    return entry
+    masks = [run_lengths(one.masks).tolist() for one in frames if one.masks is not None]
+    return {**entry, "masks": masks} if masks else entry
 
 
 def images_of(
@@ -72,6 +74,8 @@ def images_of(
             image_id += 1
             table = np.array(rows, dtype=np.float64).reshape(-1, 6)
             found = Found(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
+            if "masks" in entry:
+                found = found._replace(masks=np.array(entry["masks"][index], dtype=object))
             frame, stem = None, picture.stem
             if entry["film"]:
                 frame, stem = index, f"{picture.stem}_{index:06d}"

@@ -19,6 +19,7 @@ from miti_detr.visualize.classes import ClassTable, class_table
 from .backends import Item
 from .detections import Found, Result
 from .inputs import Source
+from .predictor import DEFAULT_THRESHOLD
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -26,12 +27,14 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 class NamedInstances(Result, Instances):
     """Detectron2's ``Instances`` that know the names of their classes and their image.
 
-    Fields are ``pred_boxes``, ``scores`` (in descending order) and ``pred_classes``, on the CPU.
+    Fields are ``pred_boxes``, ``scores`` (in descending order), ``pred_classes``, and
+    ``pred_masks`` of a model with masks, on the CPU.
     """
 
     def found(self) -> Found:
         """The bare detections as arrays."""
-        fields = self.pred_boxes.tensor, self.scores, self.pred_classes
+        fields = [self.pred_boxes.tensor, self.scores, self.pred_classes]
+        fields += [self.pred_masks] if self.has("pred_masks") else []
         return Found(*(field.detach().cpu().numpy() for field in fields))
 
     def to(self, *args: Any, **kwargs: Any) -> "NamedInstances":
@@ -57,8 +60,13 @@ def name_instances(
 class CheckpointBackend:
     """A model of a checkpoint, by torch and Detectron2."""
 
-    def __init__(self, cfg: CfgNode) -> None:
-        """Build the model of a frozen config and load its weights."""
+    def __init__(self, cfg: CfgNode, threshold: float | None = None) -> None:
+        """Build the model of a frozen config and load its weights.
+
+        Args:
+            cfg: of :func:`checkpoint_config`.
+            threshold: lowest score of a detection that has a mask; None: as recorded.
+        """
         if cfg.TEST.AUG.ENABLED:
             cfg = tta_config(cfg)
         self._predictor = Predictor(cfg)
@@ -72,6 +80,11 @@ class CheckpointBackend:
         self.provider = f"torch {device}"
         self.classes = classes_of(cfg, record)
         self.threshold: float | None = record.get(THRESHOLD)
+        self.with_masks = bool(cfg.MODEL.MASK_ON)
+        if self.with_masks:  # which take time
+            known = (x for x in (threshold, self.threshold) if x is not None)
+            model: Any = self._predictor.model
+            model.min_score = next(known, DEFAULT_THRESHOLD)
 
     def prepare(self, image: np.ndarray) -> Item:
         """Resize an image (H, W, 3) uint8 as in evaluation."""
@@ -86,7 +99,7 @@ class CheckpointBackend:
             instances = output["instances"].to("cpu")
             boxes = instances.pred_boxes.tensor.numpy()
             scores, classes = instances.scores.numpy(), instances.pred_classes.numpy()
-            found.append(Found(boxes, scores, classes, instances))
+            found.append(Found(boxes, scores, classes, more=instances))
         return found
 
     def result(self, found: Found, size: tuple[int, int], source: Source | None) -> Result:
@@ -135,6 +148,7 @@ def checkpoint_config(
         words += ["TEST.AMP.ENABLED", "False"]
     elif precision is not None:
         words += ["TEST.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", precision]
+    words += ["TEST.MASK_FORMAT", "bool"]
     return load_config(config_file, weights=weights, overrides=words)
 
 

@@ -43,7 +43,7 @@ def detect_all(
                     f"{truth.files[index]} is {_size(result.image_size)} pixels, its annotation "
                     f"file says {_size(truth.sizes[index])}. Correct the file."
                 )
-            boxes, scores, classes, _ = result.found()
+            boxes, scores, classes = result.found()[:3]
             if not np.isfinite(boxes).all():
                 raise ValueError(
                     f"detections in {truth.files[index]} are not finite. The weights may have "

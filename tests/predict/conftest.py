@@ -23,7 +23,7 @@ class FixedBackend:
     """Finds in every image class 1 with score 0.9 in its left half and class 0 with 0.3 in all."""
 
     input_format, orientation, precision, provider = "BGR", "apply", "float32", "nothing"
-    classes, threshold = CLASSES, 0.5
+    classes, threshold, with_masks = CLASSES, 0.5, False
 
     def __init__(self) -> None:
         self.batches: list[int] = []
