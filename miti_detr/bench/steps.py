@@ -3,7 +3,7 @@
 import functools
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
@@ -22,31 +22,30 @@ WARMUP = 2  # steps that are not counted
 Result = dict[str, Any]
 
 
-def bench_model(
+class BenchModel(NamedTuple):
+    """A model and random images, see :func:`build_bench_model`."""
+
+    cfg: CfgNode
+    model: nn.Module
+    inputs: list[dict[str, Any]]
+
+
+def build_bench_model(
     cfg: CfgNode,
     weights: str = "",
     *,
     batch: int = 2,
     size: tuple[int, int] = (512, 672),
-    precision: str = "float32",
     objects: int = 20,
-    repeats: int = 7,
-) -> Result:
-    """Measure steps of inference and of training of the model of a config, on random images.
+) -> BenchModel:
+    """Build the model of a config, and random images for it.
 
     Args:
         cfg: config of a detector.
         weights: checkpoint; "" for random weights.
         batch: number of images per step.
         size: height and width of the images in pixels.
-        precision: ``float32``, ``bfloat16`` or ``float16`` (autocast).
         objects: number of objects per image, for training.
-        repeats: number of measured steps.
-
-    Returns:
-        ``parameters`` and ``trainable`` (numbers), and for ``inference`` and ``training`` the
-        ``seconds`` (name of the part to one value per step) and the ``memory`` (see
-        :func:`~miti_detr.bench.meters.memory_marks`).
 
     Raises:
         ValueError: the config pre-trains on patches and is not a detector.
@@ -62,6 +61,23 @@ def bench_model(
         MitiDetrCheckpointer(model, cfg=cfg, for_training=False).load(weights)
     else:
         model.load_state_dict(random_weights(cfg, inputs))
+    return BenchModel(cfg, model, inputs)
+
+
+def bench_model(bench: BenchModel, *, precision: str = "float32", repeats: int = 7) -> Result:
+    """Measure steps of inference and of training.
+
+    Args:
+        bench: model and images.
+        precision: ``float32``, ``bfloat16`` or ``float16`` (autocast).
+        repeats: number of measured steps.
+
+    Returns:
+        ``parameters`` and ``trainable`` (numbers), and for ``inference`` and ``training`` the
+        ``seconds`` (name of the part to one value per step) and the ``memory`` (see
+        :func:`~miti_detr.bench.meters.memory_marks`).
+    """
+    cfg, model, inputs = bench
     optimizer = build_optimizer(cfg, model)
     infer = functools.partial(_infer, model, inputs, precision)
     train = functools.partial(_train, model, inputs, precision, optimizer)

@@ -25,6 +25,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--precision", default="float32", choices=("float32", "bfloat16", "float16"))
     add("--objects", type=natural_int, default=20, help="objects per image (default 20)")
     add("--repeats", type=positive_int, default=7, help="measured steps (default 7)")
+    add("--memory", action="store_true", help="print what a training step needs by part instead")
     add("--threads", type=positive_int, default=os.cpu_count(), help="default: all cores")
     parser.set_defaults(func=run, overrides=[])
 
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from miti_detr.bench.machine import describe_machine
-    from miti_detr.bench.steps import bench_model, steps_table
+    from miti_detr.bench.memory import measure_memory, memory_table
+    from miti_detr.bench.steps import bench_model, build_bench_model, steps_table
     from miti_detr.engine import prepare_cpu, setup_config
     from miti_detr.engine.predictor import load_config
 
@@ -55,9 +57,13 @@ def run(args: argparse.Namespace) -> int:
     if machine["busy_cores_before"] > BUSY:
         print(f"Other work uses {machine['busy_cores_before']:.1f} cores. Times are unreliable.")
     height, width = args.size
-    settings = {name: getattr(args, name) for name in ("batch", "precision", "objects", "repeats")}
-    result = bench_model(cfg, args.weights, size=args.size, **settings)
+    settings = {"batch": args.batch, "size": args.size, "objects": args.objects}
+    model = build_bench_model(cfg, args.weights, **settings)
     print(f"{args.batch} images of {height}x{width} per step")
+    if args.memory:
+        print(memory_table(measure_memory(model, args.precision), cfg.MODEL.DEVICE))
+        return 0
+    result = bench_model(model, precision=args.precision, repeats=args.repeats)
     print(steps_table(result, args.batch))
     return 0
 

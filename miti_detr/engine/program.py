@@ -42,6 +42,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         checkpointer = MitiDetrCheckpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
             verify_results(cfg, results)
         return results

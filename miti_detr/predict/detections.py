@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
     def take(self, chosen: Any) -> Found:
         """Some of the detections, by indices, a slice or a mask."""
-        fields = (None if field is None else field[chosen] for field in self)
+        fields: list[Any] = [None if field is None else field[chosen] for field in self]
         return Found(*fields)
 
 

@@ -53,8 +53,8 @@ class DetectionPredictor:
                 raise ValueError(f"{name} is {value}. It must be 1 or more.")
         if tile is not None and backend.with_masks:
             raise ValueError(
-                f"tile is {tile}, but masks are not joined over tiles. Leave it out, or use a model "
-                "without masks."
+                f"tile is {tile}, but masks are not joined over tiles. Leave it out, or use a "
+                "model without masks."
             )
         self.backend = backend
         self.class_names = list(backend.classes.names)

@@ -12,8 +12,8 @@ from miti_detr.files import replacing, write_text
 from miti_detr.visualize.classes import ClassTable
 
 from .detections import Found, coco_results
-from .masks import run_lengths
 from .journal import Entry
+from .masks import run_lengths
 
 
 class Image(NamedTuple):

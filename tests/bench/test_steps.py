@@ -8,7 +8,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
 from miti_detr.bench.inputs import random_inputs, random_weights
-from miti_detr.bench.steps import bench_model, steps_table
+from miti_detr.bench.steps import bench_model, build_bench_model, steps_table
 from tests.helpers import tiny_config
 
 
@@ -50,7 +50,8 @@ def test_random_weights_normalise_the_activations() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_model_is_measured(precision: str) -> None:
     cfg = tiny_config("MODEL.DEVICE", "cpu")
-    found: dict[str, Any] = bench_model(cfg, size=(64, 96), precision=precision, repeats=3)
+    bench = build_bench_model(cfg, size=(64, 96))
+    found: dict[str, Any] = bench_model(bench, precision=precision, repeats=3)
     assert found["parameters"] >= found["trainable"] > 10_000
     parts = {
         "inference": ["inference"],
@@ -82,4 +83,4 @@ def test_the_table() -> None:
 
 def test_pretraining_on_patches_is_refused() -> None:
     with pytest.raises(ValueError, match=r"INPUT.PATCHES.NUMBER is 10\. The benchmark measures"):
-        bench_model(tiny_config("INPUT.PATCHES.NUMBER", 10))
+        build_bench_model(tiny_config("INPUT.PATCHES.NUMBER", 10))

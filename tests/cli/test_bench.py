@@ -33,6 +33,9 @@ def test_a_trained_model(
     assert "1 images of 64x96 per step" in text
     assert "training step" in text
     assert ("Other work uses 1.2 cores" in text) == warned
+    if not warned:
+        assert main(["bench", "--memory", "--weights", str(tmp_path / "model.pth"), *WORDS]) == 0
+        assert "backbone: activations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_the_config_of_an_evaluation() -> None:
         (["TEST.AUG.MIN_SIZES", "()"], r"TEST\.AUG\.MIN_SIZES"),
         (["TEST.AUG.MIN_SIZES", "(80, -1)"], r"TEST\.AUG\.MIN_SIZES"),
         (["TEST.AUG.MAX_SIZE", "0"], r"TEST\.AUG\.MAX_SIZE"),
-        (["TEST.AUG.MIN_SIZES", "(80, 400)"], r"MIN_SIZES is \(80, 400\), but .*MIN_SIZE_TEST is 80"),
+        (["TEST.AUG.MIN_SIZES", "(80, 400)"], r"is \(80, 400\), but .*MIN_SIZE_TEST is 80"),
         (["TEST.AUG.MIN_SIZES", "(26,)"], r"such as \(80,\)"),
         (["MODEL.MASK_ON", "True"], r"MODEL\.MASK_ON is True"),
         (["TEST.AUG.FLIP", "2"], r"TEST\.AUG\.FLIP"),

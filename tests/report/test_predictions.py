@@ -84,7 +84,7 @@ def test_detections_of_all_images(tmp_path: Path) -> None:
     assert sum(counts) == 2
     expected: list[Any] = []
     for index, file in enumerate(truth.files):
-        boxes, scores, classes, _ = predictor(file).found()
+        boxes, scores, classes = predictor(file).found()[:3]
         for box, score, label in zip(boxes, scores, classes, strict=True):
             width, height = box[2] - box[0], box[3] - box[1]
             expected.append((-float(score), index, int(label), [*box[:2], width, height]))
