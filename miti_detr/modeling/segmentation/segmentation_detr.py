@@ -252,8 +252,10 @@ class SegmentationDetr(MitiDetr):
     ) -> list[Instances]:
         """Detections with at least the lowest score, and ``pred_queries``; no stuff."""
         results = []
-        for result in super().read_detections(prediction, image_sizes):
-            result.pred_queries = torch.arange(len(result), device=result.scores.device)
+        queries = self.read_classes(prediction.logits[-1]).queries
+        found = super().read_detections(prediction, image_sizes)
+        for result, of_image in zip(found, queries, strict=True):
+            result.pred_queries = of_image
             keep = result.scores >= self.min_score
             for stuff in self.stuff_classes:
                 keep &= result.pred_classes != stuff

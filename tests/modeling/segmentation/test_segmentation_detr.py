@@ -310,3 +310,18 @@ def test_values_that_do_not_fit(overrides, message):
 def test_frozen_weights_need_masks():
     with pytest.raises(ValueError, match=r"set MODEL\.MASK_ON False"):
         build_model(tiny_config("MODEL.DETR.FROZEN_WEIGHTS", "a.pth"))
+
+
+@torch.no_grad()
+def test_with_focal_loss_detections_have_the_masks_of_their_queries():
+    """Detections are pairs of a query and a class, so each query has three, with one mask."""
+    made, inputs = mask_model("MODEL.DETR.CLASS_LOSS", "focal").eval(), batch()
+    prediction = made.predict(inputs)
+    queries = made.read_classes(prediction.logits[-1]).queries
+    assert sorted(queries[0].tolist()) == [query for query in range(7) for _ in range(3)]
+    for index, output in enumerate(made(inputs)):
+        found = output["instances"]
+        size = found.image_size
+        logits = F.interpolate(prediction.masks[index][None], (48, 56), mode="bilinear")[0]
+        expected = (logits[:, : size[0], : size[1]] > 0)[queries[index]]
+        assert (found.pred_masks != expected).float().mean() < 1e-4  # rounding near 0
