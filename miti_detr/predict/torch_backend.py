@@ -148,8 +148,11 @@ def checkpoint_config(
         words += ["TEST.AMP.ENABLED", "False"]
     elif precision is not None:
         words += ["TEST.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", precision]
-    words += ["TEST.MASK_FORMAT", "bool"]
-    return load_config(config_file, weights=weights, overrides=words)
+    cfg = load_config(config_file, weights=weights, overrides=words).clone()
+    cfg.defrost()
+    cfg.TEST.MASK_FORMAT = "bool"
+    cfg.freeze()
+    return cfg
 
 
 def checkpoint_record(cfg: CfgNode) -> dict[str, Any]:
