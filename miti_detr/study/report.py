@@ -7,6 +7,7 @@ from typing import Any
 
 from miti_detr.report.page import Section, Table, section_json, write_page
 
+from .claims import claims_table
 from .comparison import Comparison
 from .differences import TRUTH, ComparedImage, draw_most_different
 from .figures import arm_styles, draw_figures
@@ -47,7 +48,8 @@ def write_report(
         Path of the HTML file.
     """
     styles = arm_styles(comparison)
-    sections = []
+    claims = claims_table(comparison)
+    sections = [Section("Claims", [claims], [])] if claims else []
     for index, (title, arms) in enumerate(comparison.groups.items()):
         folder = output / "figures" / f"{index + 1}"
         figures = draw_figures(arms, comparison, folder, styles)
