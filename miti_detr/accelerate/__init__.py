@@ -5,6 +5,7 @@ A technique is one file. Its docstring says what it computes, where it applies a
 """
 
 import logging
+import sys
 from dataclasses import dataclass
 
 from torch import nn
@@ -34,9 +35,19 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+
+def _apply_to_timm(model: nn.Module) -> int:
+    if "timm.layers" not in sys.modules:  # then the model has no layers of timm
+        return 0
+    from . import timm_batch_norm
+
+    return timm_batch_norm.apply(model)
+
+
 # In the order in which they are applied: blocks look for folded convolutions.
 TECHNIQUES = {
     "frozen batch norms folded into convolutions": frozen_batch_norm.apply,
+    "frozen batch norms of timm": _apply_to_timm,
     "residual blocks fused": residual_blocks.apply,
     "convolutions in channels_last layout": channels_last.apply,
     "attention modules": attention.apply,
