@@ -107,7 +107,8 @@ def require_timm(what: str) -> Any:
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """A network of timm from the keys ``MODEL.TIMM.*`` and ``MODEL.BACKBONE.FREEZE_AT``.
 
-    With ``MODEL.MASK_ON`` it returns all feature maps, which masks need.
+    It returns all feature maps if masks need them (``MODEL.MASK_ON``) or ``MODEL.DETR.IN_FEATURES``
+    chooses among them, otherwise the last one.
 
     Raises:
         ValueError: the weights of ``MODEL.WEIGHTS`` are those of another network.
@@ -123,7 +124,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         pretrained=keys.PRETRAINED,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_channels=input_shape.channels,
-        all_features=cfg.MODEL.MASK_ON,
+        all_features=cfg.MODEL.MASK_ON or bool(cfg.MODEL.DETR.IN_FEATURES),
     )
     if keys.PRETRAINED:
         origin = backbone.net.pretrained_cfg

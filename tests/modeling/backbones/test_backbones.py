@@ -40,6 +40,9 @@ SMALL = [
     pytest.param((*TIMM, "test_resnet"), 32, id="timm ResNet"),
     pytest.param((*TIMM, "test_convnext"), 32, id="timm ConvNeXt"),
     pytest.param((*TIMM, "test_efficientnet"), 32, id="timm EfficientNet"),
+    pytest.param(
+        (*TIMM, "test_efficientnet", "MODEL.DETR.IN_FEATURES", ["timm3"]), 16, id="timm stride 16"
+    ),
 ]
 LARGE = [
     pytest.param(resnet_config(50), 32, id="R50"),
