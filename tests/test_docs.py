@@ -46,6 +46,7 @@ from tests.modeling.deformable.helpers import coco_config
 from tests.small_shapes import small_shapes
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [ROOT / f"{name}.md" for name in ("EVIDENCE", "CONTRIBUTING", "CHANGELOG")]
 SMALL = (  # of the COCO configs, for the commands of the pages
     *RESNET18,
     *("MODEL.DETR.NUM_CLASSES", 3),
@@ -324,7 +325,7 @@ def test_sh(supplies: Path, tmp_path: Path) -> None:
     run_jobs(jobs, supplies)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [*PAGES, *LINKED], ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """Files that are linked exist, and so do the headings behind a #."""
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
