@@ -1,5 +1,5 @@
-# make train | compare | bench | gpu | quick | fuzz | test | coverage | lint | setup | help. Every target
-# first makes or repairs the environment (tools/setup_env.sh).
+# make train | compare | bench | gpu | quick | fuzz | test | coverage | lint | site | setup | help. Every
+# target but site first makes or repairs the environment (tools/setup_env.sh).
 
 CONFIG ?= configs/shapes/miti_detr.yaml
 OUTPUT ?= output/$(basename $(patsubst configs/%,%,$(CONFIG)))
@@ -14,7 +14,7 @@ ENV_PYTHON = "$$(sh tools/setup_env.sh --print-python)"
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train compare bench gpu quick fuzz test coverage lint
+.PHONY: help setup train compare bench gpu quick fuzz test coverage lint site
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -57,3 +57,12 @@ lint: setup ## ruff check, ruff format --check and mypy
 	@$(ENV_PYTHON) -m ruff check .
 	@$(ENV_PYTHON) -m ruff format --check .
 	@$(ENV_PYTHON) -m mypy
+
+site: .venv-site/requirements.txt ## build the documentation into output/site, with packages of its own
+	@NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --config-file tools/docsite/mkdocs.yml
+	@echo "site: output/site/index.html"
+
+.venv-site/requirements.txt: tools/docsite/requirements.txt
+	@$${PYTHON:-python3} -m venv --clear .venv-site
+	@.venv-site/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@cp $< $@

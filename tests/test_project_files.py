@@ -60,7 +60,7 @@ def bare_path(tmp_path: Path) -> Path:
 
 def test_make_shows_its_targets() -> None:
     text = run("make").stdout
-    for target in ("setup", "train", "bench", "quick", "test", "coverage", "lint", "help"):
+    for target in ("setup", "train", "bench", "quick", "test", "coverage", "lint", "site", "help"):
         assert f"make {target} " in text
 
 
@@ -201,7 +201,7 @@ def test_a_failed_training_fails(clone: Path) -> None:
 
 
 def test_requirements_are_exact_and_detectron2_has_its_hash() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "tools/docsite/requirements.txt"):
         for line in (ROOT / name).read_text().splitlines():
             assert re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line), line
     assert re.search(

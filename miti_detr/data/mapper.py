@@ -143,8 +143,8 @@ class DetrDatasetMapper:
 
             - ``image``: (3, H, W) uint8, contiguous;
             - ``instances``, in training: ``gt_boxes`` (xyxy in pixels of ``image``),
-              ``gt_classes`` (int64) and, if asked for, ``gt_masks`` (``BitMasks``, whichever form
-              the annotations have).
+                ``gt_classes`` (int64) and, if asked for, ``gt_masks`` (``BitMasks``, whichever form
+                the annotations have).
 
         Raises:
             ImageError: the image cannot be read, cannot be augmented, or has another size than the

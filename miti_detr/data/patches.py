@@ -158,7 +158,7 @@ class PatchDatasetMapper:
             - ``image``: (3, H, W) uint8, contiguous;
             - ``patches``: (M, 3, size, size) uint8;
             - ``instances``: ``gt_boxes`` (xyxy in pixels of ``image``) of the patches in their
-              order, and ``gt_classes``;
+                order, and ``gt_classes``;
             - ``patch_boxes``: (M, 4) the same, xyxy in pixels of the file.
         """
         output = {key: value for key, value in dataset_dict.items() if key != "annotations"}
