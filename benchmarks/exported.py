@@ -67,11 +67,14 @@ def build(args: argparse.Namespace, items: list[dict[str, Any]], accelerated: bo
 def sessions(args: argparse.Namespace, model: Any, item: dict[str, Any], folder: Path) -> Any:
     """Export the model into a folder; yields names and functions of a batch."""
     cfg = config(args, False)
-    float32 = dataclasses.replace(make_record(cfg, model, ExportOptions()), min_size=0)
+    options = ExportOptions(masks=not args.no_masks, top_k=args.top_k)
+    float32 = dataclasses.replace(make_record(cfg, model, options), min_size=0)
     shape = (1, *item["image"].shape[-2:]) if args.static else None
     picture = folder / "calibration.png"
     Image.fromarray(item["image"].permute(1, 2, 0).numpy()).save(picture)
-    program = record_program(TensorDetector(model), shape=shape, image_type="uint8")
+    masks = options.masks and model.predicts_masks
+    detector = TensorDetector(model, masks=masks, top_k=options.top_k)
+    program = record_program(detector, shape=shape, image_type="uint8")
     files = {"torch.export": folder / "float32.pt2", "ONNX": folder / "float32.onnx"}
     write_program(program, float32, files["torch.export"])
     write_onnx(program, files["ONNX"])
@@ -95,6 +98,8 @@ def main() -> None:
     parser.add_argument("--weights", help="checkpoint instead of a config with random weights")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 672), metavar=("H", "W"))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--no-masks", action="store_true", help="as miti-detr export")
+    parser.add_argument("--top-k", type=int, metavar="K", help="as miti-detr export")
     parser.add_argument("--static", action="store_true", help="graphs of this one shape")
     args = parser.parse_args()
     prepare_cpu()

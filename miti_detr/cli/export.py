@@ -55,6 +55,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--image-type", default="uint8", choices=("uint8", "float32"), help="default uint8"
     )
     parser.add_argument(
+        "--no-masks", action="store_true", help="leave out the masks of a model that has masks"
+    )
+    best = "return the K best detections of an image, which saves masks; default: all"
+    parser.add_argument("--top-k", type=positive_int, metavar="K", help=best)
+    parser.add_argument(
         "--config-file", metavar="C", help="YAML file; default: the config in the checkpoint"
     )
     parser.set_defaults(func=run, overrides=[])
@@ -75,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         dataset=args.dataset,
         static_shape=tuple(args.static) if args.static else None,
         image_type=args.image_type,
+        masks=not args.no_masks,
+        top_k=args.top_k,
     )
     path = export_model(
         args.weights,

@@ -14,7 +14,7 @@ from torch import nn
 from miti_detr.catalog import register_missing
 from miti_detr.data import build_test_loader
 from miti_detr.evaluation.build import build_evaluator
-from miti_detr.predict.backends import Item, SessionBackend
+from miti_detr.predict.backends import Item, SessionBackend, with_pixels
 
 BATCH_SIZE = 4  # with padding, as in production
 
@@ -45,16 +45,19 @@ def check_dataset(cfg: CfgNode, dataset: str) -> None:
     )
 
 
-def average_precision(detect: Detector, cfg: CfgNode, dataset: str) -> float:
+def average_precision(
+    detect: Detector, cfg: CfgNode, dataset: str, *, masks: bool = False
+) -> dict[str, float]:
     """Evaluate a detector in batches of :data:`BATCH_SIZE`.
 
     Args:
         detect: Detectron2's inputs to ``{"instances": Instances}`` for each.
         cfg: of the model.
         dataset: a registered data set.
+        masks: evaluate masks as well.
 
     Returns:
-        COCO's AP of boxes, in 0..100.
+        COCO's ``AP`` of boxes and, with masks, ``mask AP``, in 0..100.
 
     Raises:
         ValueError: as :func:`check_dataset`.
@@ -63,10 +66,14 @@ def average_precision(detect: Detector, cfg: CfgNode, dataset: str) -> float:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TEST.IMS_PER_BATCH = BATCH_SIZE
+    cfg.MODEL.MASK_ON = masks
+    cfg.MODEL.DETR.STUFF_CLASSES = []  # segments are not exported
     with tempfile.TemporaryDirectory() as folder:
         loader = build_test_loader(cfg, dataset)
         evaluator = build_evaluator(cfg, dataset, folder)
-        return float(inference_on_dataset(detect, loader, evaluator)["bbox"]["AP"])
+        results = inference_on_dataset(detect, loader, evaluator)
+    names = {"bbox": "AP", "segm": "mask AP"}
+    return {name: float(results[task]["AP"]) for task, name in names.items() if task in results}
 
 
 def eager_detector(model: nn.Module) -> Detector:
@@ -104,4 +111,8 @@ def _fitting(backend: SessionBackend, items: Sequence[Item]) -> list[Item]:
 def _instances(found: Any, item: Item) -> Instances:
     boxes, scores, classes = (torch.from_numpy(array) for array in found[:3])
     size = (item["height"], item["width"])
-    return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+    instances = Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+    masks = with_pixels(found).masks
+    if masks is not None:
+        instances.pred_masks = torch.from_numpy(masks)
+    return instances

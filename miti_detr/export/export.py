@@ -15,12 +15,12 @@ from miti_detr.engine.predictor import Predictor, load_config
 from miti_detr.modeling import MitiDetr
 from miti_detr.predict.backends import SessionBackend
 from miti_detr.predict.predictor import DEFAULT_THRESHOLD
-from miti_detr.predict.record import ExportRecord
+from miti_detr.predict.record import MASKS, OUTPUTS, ExportRecord
 from miti_detr.predict.sessions import open_session
 from miti_detr.predict.torch_backend import checkpoint_record, classes_of
 
 from .accuracy import average_precision, check_dataset, eager_detector, session_detector
-from .parity import compare
+from .parity import PIXELS, TOLERANCE, compare
 from .quantise import quantise
 from .tensor_detector import TensorDetector
 from .writers import (
@@ -33,7 +33,6 @@ from .writers import (
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 PRECISIONS = ("float32", "float16", "int8")
-TOLERANCE = 1e-4  # of boxes in parts of the image, and of scores, in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +46,8 @@ class ExportOptions:
         dataset: data set for AP; "": the first of ``DATASETS.TEST``, for lower precision only.
         static_shape: N, H and W of the only batch that the file takes; None: any.
         image_type: ``uint8`` or ``float32`` images.
+        masks: with the masks of a model that has any.
+        top_k: the best detections of an image that the file returns; None: all.
     """
 
     format: str = "onnx"
@@ -55,6 +56,8 @@ class ExportOptions:
     dataset: str = ""
     static_shape: tuple[int, int, int] | None = None
     image_type: str = "uint8"
+    masks: bool = True
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -72,6 +75,8 @@ class ExportOptions:
             raise ValueError("int8 needs images for its calibration. Name some with --calibration.")
         if self.image_type not in ("uint8", "float32"):
             raise ValueError(f"image type is {self.image_type!r}. Use uint8 or float32.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}. It must be 1 or more.")
 
 
 def export_model(
@@ -107,6 +112,7 @@ def export_model(
         raise ValueError(f"{target} does not end in {suffix}, as files of {options.format} do.")
     # The plain model: exported files are optimised by their own runtimes.
     plain = ["MODEL.ACCELERATE", "False", "TEST.AMP.ENABLED", "False", "MODEL.DEVICE", "cpu"]
+    plain += ["TEST.MASK_MIN_SCORE", "0.0"]
     cfg = load_config(config_file, weights=weights, overrides=[*overrides, *plain])
     dataset = options.dataset
     if options.precision != "float32":
@@ -114,7 +120,9 @@ def export_model(
         check_dataset(cfg, dataset)
     model = Predictor(cfg).model
     half = options.precision == "float16" and options.format == "onnx"
-    detector = TensorDetector(model, half=half)
+    detector = TensorDetector(model, half=half, masks=_masks(model, options), top_k=options.top_k)
+    if getattr(model, "stuff_classes", ()):
+        say("the model is panoptic: its objects are exported, without stuff and merged segments")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
         written = Path(folder) / target.name
@@ -146,7 +154,13 @@ def make_record(cfg: CfgNode, model: MitiDetr, options: ExportOptions) -> Export
         image_type=options.image_type,
         threshold=float(recorded.get(THRESHOLD, DEFAULT_THRESHOLD)),
         static_shape=options.static_shape,
+        outputs=(*OUTPUTS, MASKS) if _masks(model, options) else OUTPUTS,
+        **model.backbone.padding_constraints(),
     )
+
+
+def _masks(model: MitiDetr, options: ExportOptions) -> bool:
+    return model.predicts_masks and options.masks
 
 
 def _write(
@@ -184,18 +198,24 @@ def _check(
         ValueError: a float32 file differs.
     """
     session = open_session(path, "cpu")
-    parity = compare(model, session)
+    parity = compare(model, session, options.top_k)
     if options.precision == "float32" and parity.exceeds(TOLERANCE):
         raise ValueError(
-            f"the exported model computes something else: {parity}; allowed are {TOLERANCE:.0e}. "
+            f"the exported model computes something else: {parity}; allowed are {TOLERANCE:.0e}"
+            f"{'' if parity.masks is None else f', of pixels {PIXELS * TOLERANCE:.0e}'}. "
             "No file was written."
         )
     if options.precision == "float32":
         say(f"compared with the model by {session.provider}: {parity}")
     if dataset:
-        before = average_precision(eager_detector(model), cfg, dataset)
-        after = average_precision(session_detector(SessionBackend(session)), cfg, dataset)
-        say(
-            f"AP on {dataset}: model {before:.2f}, exported {after:.2f}, difference "
-            f"{after - before:+.2f}"
+        backend = SessionBackend(session)
+        detectors = eager_detector(model), session_detector(backend)
+        before, after = (
+            average_precision(detect, cfg, dataset, masks=backend.with_masks)
+            for detect in detectors
         )
+        for name, ap in before.items():
+            say(
+                f"{name} on {dataset}: model {ap:.2f}, exported {after[name]:.2f}, difference "
+                f"{after[name] - ap:+.2f}"
+            )

@@ -1,6 +1,10 @@
-"""Comparison of an exported model with the model itself, on images of the built-in data set."""
+"""Comparison of an exported model with the model itself, on images of the built-in data set.
+
+D detections, h' x w' grid of mask logits.
+"""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,11 +12,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import ImageList
+from torch import Tensor
 
 from miti_detr.data.shapes_render import render
 from miti_detr.modeling import MitiDetr
+from miti_detr.modeling.heads import SetPrediction
+from miti_detr.modeling.segmentation import MaskPrediction, SegmentationDetr
 from miti_detr.predict.backends import Item, SessionBackend, pack
+from miti_detr.predict.record import MASKS, OUTPUTS
 from miti_detr.predict.sessions import Session
+
+from .tensor_detector import CHUNK
+
+TOLERANCE = 1e-4  # of all differences, in float32
+PIXELS = 10  # times as much is allowed of pixels
 
 _SEEDS = range(1_000_000_000, 1_000_000_004)  # of the first images of shapes_val
 _SCALES = (1.0, 0.7)  # of the size of the network's input
@@ -24,38 +37,66 @@ class Parity(NamedTuple):
     Attributes:
         boxes: of a coordinate, in parts of the image's height or width.
         scores: in parts of 1.
+        masks: of a mask logit, in parts of the largest one of the image, by which float32 rounds;
+            None: there are no masks.
+        pixels: share of the cells of masks that are inside of the object in one model only.
     """
 
     boxes: float
     scores: float
+    masks: float | None = None
+    pixels: float | None = None
 
     def __str__(self) -> str:
         """In words."""
-        return f"boxes differ by {self.boxes:.1e} of the image, scores by {self.scores:.1e}"
+        text = f"boxes differ by {self.boxes:.1e} of the image, scores by {self.scores:.1e}"
+        if self.masks is not None:
+            text += f", mask logits by {self.masks:.1e} of the largest, {self.pixels:.1e} of pixels"
+        return text
 
     def exceeds(self, tolerance: float) -> bool:
-        """Whether a difference is larger than the tolerance, or not a number."""
-        return not (self.boxes <= tolerance and self.scores <= tolerance)
+        """Whether a difference is larger than the tolerance, or not a number.
+
+        Of pixels ten times as much is allowed: where a logit is almost 0, both sides are right.
+        """
+        limited = (self.boxes, self.scores, self.masks or 0.0, (self.pixels or 0.0) / PIXELS)
+        return not all(value <= tolerance for value in limited)
+
+    @classmethod
+    def joined(cls, several: Sequence["Parity"]) -> "Parity":
+        """The largest differences, and the mean share of pixels."""
+        boxes, scores = (max(values) for values in zip(*(x[:2] for x in several), strict=True))
+        masks = [x.masks for x in several if x.masks is not None]
+        pixels = [x.pixels for x in several if x.pixels is not None]
+        if not masks:
+            return cls(boxes, scores)
+        return cls(boxes, scores, max(masks), sum(pixels) / len(pixels))
 
 
-def compare(model: MitiDetr, session: Session) -> Parity:
+def compare(model: MitiDetr, session: Session, top_k: int | None = None) -> Parity:
     """Run both models on single images and on padded batches of several sizes.
 
     Args:
         model: in evaluation mode.
         session: the same model, exported.
+        top_k: the best detections of an image that the exported model returns; None: all.
     """
-    worst = Parity(0.0, 0.0)
+    record, found = session.record, list[Parity]()
     for batch in parity_batches(session):
-        images, sizes = pack(batch, session.record.static_shape, session.record.image_type)
-        exported = session.run(images, sizes)
-        eager = run_eager(model, batch, images.shape[-2:])
+        images, sizes = pack(batch, record.static_shape, record.image_type)
+        outputs = session.run(images, sizes)
+        eager = run_eager(model, batch, images.shape[-2:], masks=MASKS in record.outputs)
         for index, size in enumerate(sizes[: len(batch)].tolist()):
             scale = np.array([size[1], size[0]] * 2, dtype=np.float32)
-            found = [output[index] for output in exported]
-            one = difference([output[index] for output in eager], found, scale)
-            worst = Parity(*(max(pair) for pair in zip(worst, one, strict=True)))
-    return worst
+            things = ~np.isin(outputs[2][index], record.stuff_classes)
+            exported = [output[index][things] for output in outputs]
+            wanted = eager[index]
+            if top_k is not None:
+                # Of detections whose scores are almost equal, either may be the last one.
+                least = min(exported[1].tolist(), default=-math.inf) + TOLERANCE
+                wanted = [output[wanted[1] > least] for output in wanted]
+            found += [one_way(exported, eager[index], scale), one_way(wanted, exported, scale)]
+    return Parity.joined(found)
 
 
 def parity_batches(session: Session) -> list[list[Item]]:
@@ -79,15 +120,20 @@ def parity_batches(session: Session) -> list[list[Item]]:
 
 
 def run_eager(
-    model: MitiDetr, items: Sequence[Item], padded: tuple[int, ...] = (0, 0)
-) -> list[np.ndarray]:
-    """Boxes (N, D, 4), scores and labels (N, D) of a model, by its own preprocessing.
+    model: MitiDetr, items: Sequence[Item], padded: tuple[int, ...] = (0, 0), *, masks: bool = False
+) -> list[list[np.ndarray]]:
+    """Detections of a model, by its own preprocessing.
 
     Args:
         model: in evaluation mode.
         items: a batch.
         padded: least height and width of the batch, as the features of an image depend on the
             padding beside it.
+        masks: with masks.
+
+    Returns:
+        For each image boxes (D, 4), scores and labels (D,) and, if asked for, mask logits
+        (D, h', w').
     """
     inputs = [
         {**item, "image": torch.from_numpy(np.ascontiguousarray(item["image"]))} for item in items
@@ -99,39 +145,55 @@ def run_eager(
         images = ImageList(F.pad(images.tensor, more), images.image_sizes)
         prediction = model.predict_set(images, inputs, all_layers=False)
         results = model.read_detections(prediction, images.image_sizes)
-    for result in results:
-        result.pred_boxes.clip(result.image_size)
-    return [
-        np.stack([field.cpu().numpy() for field in fields])
-        for fields in zip(
-            *((x.pred_boxes.tensor, x.scores, x.pred_classes) for x in results), strict=True
-        )
-    ]
+        found = []
+        for index, result in enumerate(results):
+            result.pred_boxes.clip(result.image_size)
+            fields = [result.pred_boxes.tensor, result.scores, result.pred_classes]
+            if masks:
+                fields.append(_mask_logits(model, prediction, index, result.pred_queries))
+            found.append([field.cpu().numpy() for field in fields])
+    return found
+
+
+def _mask_logits(model: MitiDetr, prediction: SetPrediction, index: int, queries: Tensor) -> Tensor:
+    """Of queries of one image; a few at a time, as they need much memory."""
+    assert isinstance(model, SegmentationDetr)
+    assert isinstance(prediction, MaskPrediction)
+    image = torch.full_like(queries, index)
+    parts = zip(image.split(CHUNK), queries.split(CHUNK), strict=True)
+    return torch.cat([model.mask_logits(prediction, *part) for part in parts])
 
 
 def difference(
     first: Sequence[np.ndarray], second: Sequence[np.ndarray], scale: np.ndarray
 ) -> Parity:
-    """Compare the detections of one image, in whatever order they are.
+    """Compare the detections of one image, in whatever order they are, see :func:`one_way`."""
+    return Parity.joined([one_way(first, second, scale), one_way(second, first, scale)])
 
-    Each detection of one side is compared with the most similar one of the same class of the other
-    side.
+
+def one_way(these: Sequence[np.ndarray], others: Sequence[np.ndarray], scale: np.ndarray) -> Parity:
+    """Compare each detection with the most similar one of its class on the other side.
 
     Args:
-        first: boxes (D, 4), scores (D,) and labels (D,).
-        second: likewise.
+        these: boxes (D, 4), scores (D,) and labels (D,) and, if there are any, mask logits
+            (D, h', w') of one image.
+        others: likewise.
         scale: width, height, width and height of the image in pixels.
     """
-    boxes = (np.abs(first[0][:, None] - second[0][None]) / scale).max(-1)
-    scores = np.abs(first[1][:, None] - second[1][None])
-    other = np.asarray(first[2])[:, None] != np.asarray(second[2])[None]
+    if not len(these[1]):
+        return Parity(0.0, 0.0)
+    if not len(others[1]):
+        return Parity(np.inf, np.inf)
+    boxes = (np.abs(these[0][:, None] - others[0][None]) / scale).max(-1)
+    scores = np.abs(these[1][:, None] - others[1][None])
+    other = np.asarray(these[2])[:, None] != np.asarray(others[2])[None]
     total = np.where(other, 2.0, boxes + scores)
-    total = np.where(np.isnan(total), np.inf, total)
-    worst = Parity(0.0, 0.0)
-    for axis in (0, 1):
-        best = np.expand_dims(total.argmin(axis), axis)
-        pairs = (np.take_along_axis(values, best, axis) for values in (boxes, scores, other))
-        box, score, wrong = (float(values.max()) for values in pairs)
-        box, score = (np.inf if np.isnan(value) else value for value in (box, score))
-        worst = Parity(max(worst.boxes, box), max(worst.scores, score, wrong))
-    return worst
+    best = np.where(np.isnan(total), np.inf, total).argmin(1)
+    rows = np.arange(len(best))
+    box, score, wrong = (float(values[rows, best].max()) for values in (boxes, scores, other))
+    found = [box, max(score, wrong)]
+    if len(these) > len(OUTPUTS):
+        mine, partner = these[3], others[3][best]
+        largest = max(np.abs(others[3]).max(), np.finfo(np.float32).tiny)
+        found += [np.abs(mine - partner).max() / largest, ((mine > 0) != (partner > 0)).mean()]
+    return Parity(*(np.inf if np.isnan(value) else float(value) for value in found))

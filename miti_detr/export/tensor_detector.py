@@ -1,6 +1,6 @@
 """The detector as a function of tensors, which every exporter can record.
 
-N images, H x W padded batch in pixels, D detections.
+N images, H x W padded batch in pixels, D detections, h' x w' grid of mask logits.
 """
 
 import copy
@@ -11,9 +11,12 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from miti_detr.modeling import MitiDetr
+from miti_detr.modeling.classification import ClassScores
 from miti_detr.modeling.postprocess import read_boxes
 from miti_detr.modeling.pretrain import UpDetr
+from miti_detr.modeling.segmentation import MaskPrediction, SegmentationDetr
 
+CHUNK = 16  # detections of an image whose masks are computed at once, which bounds the memory
 _FLOAT32 = ("position_encoding", "criterion")  # parts that compute in float32 in any precision
 
 
@@ -21,18 +24,30 @@ class TensorDetector(nn.Module):
     """A model of images and their sizes, without Detectron2's structures.
 
     Normalisation, padding mask and boxes in pixels are inside. It can be traced by
-    ``torch.jit.trace`` and recorded by ``torch.export`` with N, H and W as variables.
+    ``torch.jit.trace`` and recorded by ``torch.export`` with N, H and W as variables. Of a panoptic
+    model it returns objects: detections of stuff have the score 0.
     """
 
-    def __init__(self, model: MitiDetr, *, half: bool = False) -> None:
+    is_stuff: Tensor | None
+
+    def __init__(
+        self,
+        model: MitiDetr,
+        *,
+        half: bool = False,
+        masks: bool = False,
+        top_k: int | None = None,
+    ) -> None:
         """Take a model.
 
         Args:
             model: in evaluation mode; it is not changed.
             half: compute in float16; only pixels, position encoding, scores and boxes do not.
+            masks: return masks as well.
+            top_k: the best detections of each image that are returned; None: all.
 
         Raises:
-            ValueError: the model is not a detector.
+            ValueError: the model is not a detector, or has no masks.
         """
         super().__init__()
         if not isinstance(model, MitiDetr) or isinstance(model, UpDetr):
@@ -40,6 +55,8 @@ class TensorDetector(nn.Module):
                 f"{type(model).__name__} is not a detector that can be exported. Export a model "
                 "whose MODEL.META_ARCHITECTURE is a detector of this package."
             )
+        if masks and not isinstance(model, SegmentationDetr):
+            raise ValueError("the model has no masks: its MODEL.MASK_ON is False.")
         if half:
             model = copy.deepcopy(model)
             for name, part in model.named_children():
@@ -49,8 +66,14 @@ class TensorDetector(nn.Module):
         constraints = model.backbone.padding_constraints()
         self.divisor, self.square = constraints["size_divisibility"], constraints["square_size"]
         self.dtype = torch.float16 if half else torch.float32
+        self.masks, self.top_k = masks, top_k
+        is_stuff = None
+        if isinstance(model, SegmentationDetr) and model.stuff_classes:
+            is_stuff = torch.zeros(model.num_classes, dtype=torch.bool, device=model.device)
+            is_stuff[sorted(model.stuff_classes)] = True
+        self.register_buffer("is_stuff", is_stuff, persistent=False)
 
-    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Detect.
 
         Args:
@@ -61,7 +84,9 @@ class TensorDetector(nn.Module):
 
         Returns:
             ``boxes`` (N, D, 4) float32 xyxy in pixels, clipped to the image; ``scores`` (N, D)
-            float32; ``labels`` (N, D) int64, contiguous. All queries, without a threshold.
+            float32; ``labels`` (N, D) int64, contiguous. All queries, or the ``top_k`` best in
+            descending order of their scores; no threshold. With masks also ``masks`` (N, D, h', w')
+            float32: logits on a grid that covers the batch with the padding of the backbone.
         """
         model = self.model
         height, width = images.shape[-2:]
@@ -72,9 +97,32 @@ class TensorDetector(nn.Module):
         batch = self._pad(torch.where(inside, pixels, 0.0)).to(self.dtype)
         prediction = model.predict_set(ImageList(batch, sizes), [], all_layers=False)
         last = prediction.logits[-1], prediction.boxes[-1]
-        boxes, scores, labels = read_boxes(*last, sizes, model.read_classes)
+        boxes, scores, labels, queries = read_boxes(*last, sizes, self._read_classes)
         limit = sizes[:, None, [1, 0, 1, 0]].to(boxes.dtype)
-        return torch.minimum(boxes.clamp(min=0), limit), scores, labels
+        boxes = torch.minimum(boxes.clamp(min=0), limit)
+        if not self.masks:
+            return boxes, scores, labels
+        assert isinstance(prediction, MaskPrediction)
+        parts = [self._masks(prediction, part) for part in queries.split(CHUNK, dim=1)]
+        return boxes, scores, labels, torch.cat(parts, dim=1)
+
+    def _read_classes(self, logits: Tensor) -> ClassScores:
+        """Those of the model, and of these the best."""
+        found = self.model.read_classes(logits)
+        if self.is_stuff is not None:
+            found = found._replace(scores=found.scores.masked_fill(self.is_stuff[found.classes], 0))
+        if self.top_k is None:
+            return found
+        best = found.scores.topk(min(self.top_k, found.scores.shape[1])).indices
+        return ClassScores(*(field.gather(1, best) for field in found))
+
+    def _masks(self, prediction: MaskPrediction, queries: Tensor) -> Tensor:
+        """Mask logits (N, D, h', w') of queries (N, D)."""
+        model = self.model
+        assert isinstance(model, SegmentationDetr)
+        image = torch.arange(queries.shape[0], device=queries.device)[:, None].expand_as(queries)
+        logits = model.mask_logits(prediction, image.flatten(), queries.flatten())
+        return logits.float().unflatten(0, queries.shape)
 
     def _pad(self, batch: Tensor) -> Tensor:
         """Pad at the right and bottom as the backbone needs it."""

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from miti_detr.predict.record import RECORD_NAME, ExportRecord
-from miti_detr.predict.sessions import OUTPUTS
+from miti_detr.predict.record import MASKS, OUTPUTS, RECORD_NAME, ExportRecord
 
 from .tensor_detector import TensorDetector
 
 OPSET = 18
 INPUTS = ("images", "sizes")
-_AXES = {"images": ("batch", None, "height", "width"), "sizes": ("batch", None)}
+_AXES = {
+    "images": ("batch", None, "height", "width"),
+    "sizes": ("batch", None),
+    MASKS: ("batch", None, "mask_height", "mask_width"),
+}
 _EXAMPLE = (2, 96, 128)  # N, H, W of the batch that is recorded, if the shape is free
 
 
@@ -66,6 +69,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
     """
     onnx = import_extra("onnx")
     import_extra("onnxscript")
+    outputs = (*OUTPUTS, MASKS)[: len(program.graph_signature.user_outputs)]
     try:
         with torch.no_grad(), quiet():
             written = torch.onnx.export(
@@ -73,7 +77,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(INPUTS),
-                output_names=list(OUTPUTS),
+                output_names=list(outputs),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -88,7 +92,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
 def _name_axes(graph: Any) -> None:
     """Name the variable axes after what they are, instead of ``s34``."""
     names = {}
-    for value in graph.input:
+    for value in (*graph.input, *(x for x in graph.output if x.name in _AXES)):
         for axis, name in zip(value.type.tensor_type.shape.dim, _AXES[value.name], strict=True):
             if name and axis.dim_param:
                 names[axis.dim_param] = name

@@ -19,11 +19,13 @@ class BoxPrediction(NamedTuple):
         boxes: (N, D, 4) float32 ``xyxy``, in pixels of the un-padded images, not clipped.
         scores: (N, D) float32 in [0, 1].
         classes: (N, D) int64, contiguous.
+        queries: (N, D) int64, the query of each detection.
     """
 
     boxes: Tensor
     scores: Tensor
     classes: Tensor
+    queries: Tensor
 
 
 def read_boxes(
@@ -43,7 +45,7 @@ def read_boxes(
     scores, classes, queries = read(logits)
     boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
     corners = box_cxcywh_to_xyxy(boxes.float()) * sizes[:, [1, 0, 1, 0]][:, None]
-    return BoxPrediction(corners, scores, classes)
+    return BoxPrediction(corners, scores, classes, queries)
 
 
 def detections(
@@ -70,7 +72,7 @@ def detections(
     """
     # One by one: while a model is traced, each size is a tensor.
     sizes = torch.stack([torch.as_tensor(size, device=boxes.device) for size in image_sizes])
-    corners, scores, classes = read_boxes(logits, boxes, sizes, read)
+    corners, scores, classes, _ = read_boxes(logits, boxes, sizes, read)
     results = []
     for index, size in enumerate(image_sizes):
         result = Instances(tuple(size))

@@ -14,6 +14,8 @@ from miti_detr.visualize.classes import ClassTable
 
 from .detections import Detections, Found, Result
 from .inputs import Source
+from .masks import GridMasks
+from .record import MASKS
 from .sessions import Session
 
 Item = dict[str, Any]
@@ -62,7 +64,7 @@ class SessionBackend:
         self.provider = session.provider
         self.classes = ClassTable(record.class_names, record.category_ids)
         self.threshold: float | None = record.threshold
-        self.with_masks = False
+        self.with_masks = MASKS in record.outputs
         self._run = session.run
 
     def prepare(self, image: np.ndarray) -> Item:
@@ -92,15 +94,29 @@ class SessionBackend:
 
     def _detect(self, items: Sequence[Item], shape: tuple[int, int, int] | None) -> list[Found]:
         images, sizes = pack(items, shape, self.record.image_type)
-        boxes, scores, labels = self._run(images, sizes)
-        return [
-            to_image(Found(boxes[index], scores[index], labels[index]), tuple(sizes[index]), item)
-            for index, item in enumerate(items)
-        ]
+        boxes, scores, labels, *masks = self._run(images, sizes)
+        padded = self.record.padded(*images.shape[-2:])
+        detections = []
+        for index, item in enumerate(items):
+            height, width = sizes[index].tolist()
+            found = Found(boxes[index], scores[index], labels[index])
+            if masks:
+                output = item["height"], item["width"]
+                grid = GridMasks(masks[0][index], padded, (height, width), output)
+                found = found._replace(more=grid)
+            things = ~np.isin(found.classes, self.record.stuff_classes)
+            detections.append(to_image(found.take(things), (height, width), item))
+        return detections
 
     def result(self, found: Found, size: tuple[int, int], source: Source | None) -> Result:
         """Make what the user gets."""
-        return Detections(found, image_size=size, classes=self.classes, source=source)
+        return Detections(with_pixels(found), image_size=size, classes=self.classes, source=source)
+
+
+def with_pixels(found: Found) -> Found:
+    """Detections of a :class:`SessionBackend` with masks in pixels of the image, if it has any."""
+    masks = None if found.more is None else found.more.pixels()
+    return found._replace(masks=masks, more=None)
 
 
 def pack(
@@ -167,4 +183,4 @@ def to_image(found: Found, size: tuple[int, int], item: Item) -> Found:
     scale = limit / np.array([size[1], size[0]] * 2, dtype=np.float32)
     boxes = np.clip(found.boxes * scale, 0, limit)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    return Found(boxes, found.scores, found.classes).take(kept)
+    return found._replace(boxes=boxes).take(kept)

@@ -5,6 +5,8 @@ import json
 from typing import Any
 
 RECORD_NAME = "miti_detr"  # key of the record in the metadata of a file
+OUTPUTS = ("boxes", "scores", "labels")
+MASKS = "masks"  # the fourth output of models with masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,9 @@ class ExportRecord:
         image_type: of the images that the graph takes, ``uint8`` or ``float32`` (in 0..255).
         threshold: lowest score of a detection, unless the user gives another.
         static_shape: (N, H, W) of the only batch that the graph takes; None: any.
+        outputs: names of what the graph returns, in order.
+        size_divisibility: the graph pads a batch so that its height and width are multiples of it.
+        square_size: the graph pads a batch to this height and width; 0: it does not.
     """
 
     version: str
@@ -43,6 +48,21 @@ class ExportRecord:
     image_type: str = "uint8"
     threshold: float = 0.5
     static_shape: tuple[int, int, int] | None = None
+    outputs: tuple[str, ...] = OUTPUTS
+    size_divisibility: int = 1
+    square_size: int = 0
+
+    @property
+    def stuff_classes(self) -> list[int]:
+        """Classes of a panoptic model that are not objects; the graph gives them the score 0."""
+        return list(self.variant.get("stuff_classes", ()))
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Size of a batch with the padding that the graph adds, which is what masks cover."""
+        if self.square_size > 0:
+            return self.square_size, self.square_size
+        divisor = max(self.size_divisibility, 1)
+        return height + -height % divisor, width + -width % divisor
 
     def to_json(self) -> str:
         """Write it as one line of JSON."""
@@ -62,7 +82,9 @@ class ExportRecord:
         try:
             values = json.loads(text or "")
             shape = values.pop("static_shape", None)
-            return cls(**values, static_shape=None if shape is None else tuple(shape))
+            outputs = tuple(values.pop("outputs", OUTPUTS))
+            shape = None if shape is None else tuple(shape)
+            return cls(**values, static_shape=shape, outputs=outputs)
         except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{file} has no record of its classes and pixels. Write it with `miti-detr export` "

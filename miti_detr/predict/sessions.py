@@ -1,8 +1,8 @@
 """Exported models as functions of arrays: ONNX Runtime, OpenVINO, torch.export.
 
 A session maps ``images`` (N, 3, H, W) uint8 and ``sizes`` (N, 2) int64 (height and width of each
-image in pixels, the rest is padding) to ``boxes`` (N, D, 4), ``scores`` (N, D) and ``labels``
-(N, D). It may be called from several threads.
+image in pixels, the rest is padding) to ``boxes`` (N, D, 4), ``scores`` (N, D), ``labels`` (N, D)
+and, if the record names them, ``masks`` (N, D, h', w'). It may be called from several threads.
 """
 
 import os
@@ -13,8 +13,7 @@ import numpy as np
 
 from .record import RECORD_NAME, ExportRecord
 
-Outputs = tuple[np.ndarray, np.ndarray, np.ndarray]
-OUTPUTS = ("boxes", "scores", "labels")
+Outputs = tuple[np.ndarray, ...]
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -27,7 +26,7 @@ class Session(NamedTuple):
     """An exported model that is ready to run.
 
     Attributes:
-        run: images and sizes to boxes, scores and labels.
+        run: images and sizes to the outputs that the record names.
         record: of the file.
         provider: what computes, in words.
     """
@@ -86,12 +85,12 @@ def _open_onnx(path: str, device: str | None) -> Session:
         )
     session.disable_fallback()
     text = session.get_modelmeta().custom_metadata_map.get(RECORD_NAME)
+    record = ExportRecord.from_json(text, path)
 
     def run(images: np.ndarray, sizes: np.ndarray) -> Outputs:
-        boxes, scores, labels = session.run(list(OUTPUTS), {"images": images, "sizes": sizes})
-        return boxes, scores, labels
+        return tuple(session.run(list(record.outputs), {"images": images, "sizes": sizes}))
 
-    return Session(run, ExportRecord.from_json(text, path), f"onnxruntime {provider}")
+    return Session(run, record, f"onnxruntime {provider}")
 
 
 def _open_openvino(path: str, device: str | None) -> Session:
@@ -122,8 +121,7 @@ def _open_openvino(path: str, device: str | None) -> Session:
     def run(images: np.ndarray, sizes: np.ndarray) -> Outputs:
         request = compiled.create_infer_request()  # one request serves one thread
         result = request.infer({"images": images, "sizes": sizes})
-        boxes, scores, labels = (np.array(result[name]) for name in OUTPUTS)
-        return boxes, scores, labels
+        return tuple(np.array(result[name]) for name in record.outputs)
 
     return Session(run, record, f"OpenVINO {target}")
 
@@ -148,8 +146,7 @@ def _open_program(path: str, device: str | None) -> Session:
     def run(images: np.ndarray, sizes: np.ndarray) -> Outputs:
         with torch.no_grad():
             arrays = (torch.from_numpy(array).to(device) for array in (images, sizes))
-            boxes, scores, labels = (output.cpu().numpy() for output in module(*arrays))
-        return boxes, scores, labels
+            return tuple(output.cpu().numpy() for output in module(*arrays))
 
     return Session(run, record, f"torch {device}")
 

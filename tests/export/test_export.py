@@ -18,14 +18,12 @@ from miti_detr.export import ExportOptions, export, export_model
 from miti_detr.export.parity import Parity, compare, difference
 from miti_detr.export.writers import write_program
 from miti_detr.modeling import MitiDetr
+from miti_detr.modeling.segmentation import SegmentationDetr
 from miti_detr.predict.backends import resized
 from miti_detr.predict.record import ExportRecord
 from miti_detr.predict.sessions import open_session
+from tests.export.helpers import assert_same_masks, noise
 from tests.small_shapes import small_shapes
-
-
-def noise(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.slow
@@ -71,30 +69,35 @@ def test_the_file_says_what_it_is(onnx_file: Path, model: MitiDetr) -> None:
 
 
 @pytest.mark.slow
-def test_openvino_agrees(xml_file: Path, model: MitiDetr) -> None:
+def test_openvino_agrees(xml_file: Path, mask_model: SegmentationDetr) -> None:
     session = open_session(xml_file)
     assert session.provider == "OpenVINO CPU"
-    assert not compare(model, session).exceeds(1e-4)
+    assert not compare(mask_model, session).exceeds(1e-4)
+    assert_same_masks(session, mask_model)
     assert load_predictor(xml_file, threshold=0.0)(noise(60, 80), channels="RGB").image_size
 
 
 @pytest.mark.slow
 def test_torch_export_agrees_and_a_missing_mask_is_noticed(
-    model: MitiDetr, program: ExportedProgram, tmp_path: Path
+    mask_model: SegmentationDetr,
+    mask_program: ExportedProgram,
+    mask_record: ExportRecord,
+    tmp_path: Path,
 ) -> None:
     """A graph that takes padding for a part of the image differs by much more than 1e-4."""
-    record = ExportRecord("0", {}, ["a"] * 3, [1, 2, 3], "RGB", [0.0], [1.0], 64, 96)
     path = tmp_path / "tiny.pt2"
-    write_program(program, record, path)
+    write_program(mask_program, mask_record, path)
     session = open_session(path)
-    assert not compare(model, session).exceeds(1e-6)
+    assert session.record == mask_record
+    assert not compare(mask_model, session).exceeds(1e-5)
+    assert_same_masks(session, mask_model)
 
     def without_sizes(images: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, ...]:
         whole = np.full_like(sizes, images.shape[-2:])
-        boxes, scores, labels = session.run(images, whole)
-        return boxes * (sizes / whole)[:, None, [1, 0, 1, 0]], scores, labels
+        boxes, *others = session.run(images, whole)
+        return boxes * (sizes / whole)[:, None, [1, 0, 1, 0]], *others
 
-    assert compare(model, session._replace(run=without_sizes)).exceeds(1e-3)
+    assert compare(mask_model, session._replace(run=without_sizes)).exceeds(1e-3)
 
 
 @pytest.mark.usefixtures("recorded")
@@ -106,7 +109,7 @@ def test_a_file_that_differs_is_not_written(
 
     monkeypatch.setattr(export, "_write", write)
     monkeypatch.setattr(export, "open_session", lambda path, device: None)
-    monkeypatch.setattr(export, "compare", lambda model, session: Parity(2e-4, 1e-6))
+    monkeypatch.setattr(export, "compare", lambda model, session, top_k: Parity(2e-4, 1e-6))
     target = tmp_path / "model.onnx"
     target.write_text("earlier")
     message = r"something else: boxes differ by 2\.0e-04 .*allowed are 1e-04\. No file was written"
@@ -121,12 +124,32 @@ def test_differences_of_detections() -> None:
     boxes = np.array([[0.0, 0, 10, 10], [5, 5, 20, 20]])
     scores, labels, scale = np.array([0.9, 0.5]), np.array([0, 1]), np.array([20.0, 20, 20, 20])
     first = (boxes, scores, labels)
-    assert difference(first, tuple(x[::-1] for x in first), scale) == (0, 0)
+    assert difference(first, tuple(x[::-1] for x in first), scale) == Parity(0, 0)
     shifted = difference(first, (boxes + [0, 0, 0.2, 0], scores - 0.1, labels), scale)
-    np.testing.assert_allclose(shifted, (0.01, 0.1))
+    np.testing.assert_allclose(shifted[:2], (0.01, 0.1))
+    assert shifted.masks is None
     assert difference(first, (boxes, scores, labels + 1), scale).exceeds(0.9)
     assert difference(first, (boxes[:1], scores[:1], labels[:1]), scale).exceeds(0.5)
     assert difference(first, (boxes * np.nan, scores, labels), scale).exceeds(1.0)
+    nothing = (boxes[:0], scores[:0], labels[:0])
+    assert difference(first, nothing, scale).exceeds(1.0)
+    assert difference(nothing, nothing, scale) == Parity(0, 0)
+
+
+def test_differences_of_masks() -> None:
+    """Those of partners; logits in parts of the largest, and the share of cells."""
+    boxes, scale = np.array([[0.0, 0, 10, 10], [5, 5, 20, 20]]), np.array([20.0, 20, 20, 20])
+    masks = np.linspace(-4, 4, 2 * 5 * 10).reshape(2, 5, 10)
+    first = (boxes, np.array([0.9, 0.5]), np.array([0, 1]), masks)
+    assert difference(first, tuple(x[::-1] for x in first), scale) == (0, 0, 0, 0)
+    above = difference(first, (*first[:3], masks + 0.1), scale)  # one of 100 cells becomes positive
+    np.testing.assert_allclose(above, (0, 0, 0.1 / 4, 0.01), rtol=1e-6)
+    assert above.exceeds(1e-2)
+    assert not above.exceeds(3e-2)
+    assert difference(first, (*first[:3], masks[::-1]), scale).exceeds(0.1)
+    assert difference(first, (*first[:3], masks * np.nan), scale).exceeds(1.0)
+    assert Parity(0, 0, 0, 2e-3).exceeds(1e-4)
+    assert "mask logits by 2.5e-02 of the largest, 1.0e-02 of pixels" in str(above)
 
 
 @pytest.mark.slow

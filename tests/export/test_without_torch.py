@@ -26,7 +26,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 from miti_detr import load_predictor
 
-onnx_file, image = sys.argv[1:]
+onnx_file, mask_file, image = sys.argv[1:]
 predictor = load_predictor(onnx_file, threshold=0.0, tile=64)
 result = predictor([image])[0]
 picture = result.draw()
@@ -43,19 +43,24 @@ for needs_torch in (lambda: load_predictor("a.pth"), lambda: miti_detr.add_miti_
         raise AssertionError("no error")
 from miti_detr.cli.main import main
 
-assert main(["predict", image, "--weights", onnx_file, "--output", sys.argv[2] + ".out"]) == 0
+assert main(["predict", image, "--weights", onnx_file, "--output", image + ".out"]) == 0
+masks = load_predictor(mask_file, threshold=0.0)(image)
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & set(BLOCKED), loaded & set(BLOCKED)
-print(json.dumps(result.to_coco()))
+print(json.dumps([result.to_coco(), masks.to_coco()]))
 """
 
 
 @pytest.mark.slow
-def test_without_torch(onnx_file: Path, tmp_path: Path) -> None:
+def test_without_torch(onnx_file: Path, mask_onnx_file: Path, tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     Image.effect_noise((90, 70), 80).convert("RGB").save(image)
-    command = [sys.executable, "-c", PROGRAM, str(onnx_file), str(image)]
+    command = [sys.executable, "-c", PROGRAM, str(onnx_file), str(mask_onnx_file), str(image)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    here = load_predictor(onnx_file, threshold=0.0, tile=64)(image).to_coco()
+    here = [
+        load_predictor(onnx_file, threshold=0.0, tile=64)(image).to_coco(),
+        load_predictor(mask_onnx_file, threshold=0.0)(image).to_coco(),
+    ]
     assert json.loads(done.stdout.splitlines()[-1]) == here
+    assert "segmentation" in here[1][0]

@@ -21,10 +21,15 @@ def mask_model(*overrides: Any, seed: int = 0) -> SegmentationDetr:
     """Its maps depend on the query more than at random weights, where all masks are much alike."""
     torch.manual_seed(seed)
     made = build_model(mask_config(*overrides))
-    with torch.no_grad():
-        made.bbox_attention.q_linear.weight.mul_(8)
-        made.mask_head.lay1.weight[:, -made.bbox_attention.nheads :].mul_(64)
+    sharpen(made)
     return made
+
+
+@torch.no_grad()
+def sharpen(model: SegmentationDetr) -> None:
+    """Let the masks depend more on the query."""
+    model.bbox_attention.q_linear.weight.mul_(8)
+    model.mask_head.lay1.weight[:, -model.bbox_attention.nheads :].mul_(64)
 
 
 def mask_input(
