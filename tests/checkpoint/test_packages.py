@@ -41,7 +41,7 @@ def test_a_picture_is_classified_by_the_features_of_the_backbone(cfg: CfgNode) -
     picture = Image.open(path).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
     image = torch.from_numpy(np.array(picture).transpose(2, 0, 1))
     with torch.no_grad():
-        (feature,) = model.backbone(model.preprocess_image([{"image": image}])).values()
+        *_, feature = model.backbone(model.preprocess_image([{"image": image}])).values()
         expected = classifier.forward_features((image[None] - 127.5) / 127.5)
         after = classifier.bn2(classifier.conv_head(feature.tensor))
         logits = classifier.forward_head(after)
