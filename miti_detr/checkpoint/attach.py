@@ -23,6 +23,7 @@ from .variant import (
     check_variant,
     make_record,
     restore_strength,
+    take_record,
     variant_of,
     weights_variant,
 )
@@ -115,8 +116,9 @@ def _adapt_before_load(
     *unused: Any,
 ) -> None:
     """Replace the model's part of a state dict, in place, by what fits."""
+    record = take_record(state_dict, prefix) or local_metadata.get(RECORD_KEY)
     own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    adapted, mismatch = adapt_state_dict(model, own, local_metadata.get(RECORD_KEY))
+    adapted, mismatch = adapt_state_dict(model, own, record)
     accept_weights(model)
     if mismatch:
         logger.warning("%s. Train from them, or do not use this model", mismatch)

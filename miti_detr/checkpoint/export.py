@@ -5,9 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import safetensors.torch
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from miti_detr.files import atomic_write
@@ -23,6 +25,7 @@ from .variant import (
     AVERAGE,
     LAYER_RESIDUALS,
     RECORD_KEY,
+    RECORD_TENSOR,
     STATE_KEY,
     STRENGTH,
     make_record,
@@ -48,8 +51,9 @@ def convert_file(
     """Convert a file of weights.
 
     Args:
-        source: any file or folder that :func:`read_checkpoint` reads.
-        target: file to write (with ``hf``: folder); an existing one is replaced.
+        source: any file or folder that :func:`read_checkpoint` reads, or an address.
+        target: file to write (with ``hf``: folder); an existing one is replaced. With the suffix
+            ``.safetensors`` it is one, otherwise a file of ``torch.save``.
         to: one of :data:`FORMATS`.
         num_classes: K of the result. None: by COCO id for ``detr``, contiguous for the others,
             and other data sets as they are.
@@ -67,7 +71,7 @@ def convert_file(
         raise ValueError(f"format {to!r} is not one of {', '.join(FORMATS)}")
     if to != "hf" and os.path.isdir(target):
         raise CheckpointError(f"{target}: a folder; give the name of a file to write")
-    checkpoint = read_checkpoint(source, trust=trust)
+    checkpoint = read_checkpoint(PathManager.get_local_path(source), trust=trust)
     by_coco_id = to == "detr" and num_classes in {rows for rows, _ in COCO_IDS.values()}
     try:
         state, report = convert_state_dict(
@@ -76,8 +80,7 @@ def convert_file(
         record = _record(checkpoint, residual, report)
         lines = [report.summary(), *filter(None, [record.get(AVERAGE)])]
         if to == "ours":
-            extra = {RECORD_KEY: record} if record else {}
-            _save(target, {"model": state, **extra})
+            write_weights(target, state, record)
         else:
             lines += _export(target, to, state, record, num_classes)
     except CheckpointError as error:
@@ -115,7 +118,7 @@ def _export(
         return [] if config is not None else [_GUESSED]
     official = to == "detr"
     result = to_official(state, num_classes=num_classes) if official else to_d2_wrapper(state)
-    _save(target, {"model": result})
+    write_weights(target, result)
     if residual in (None, "none"):
         return []
     return [
@@ -140,9 +143,26 @@ def _record(
     return dict(record) or make_record(stated)
 
 
-def _save(path: str, data: dict[str, Any]) -> None:
+def write_weights(
+    path: str, state: Mapping[str, Tensor], record: Mapping[str, Any] | None = None
+) -> None:
+    """Write a file of weights, whole or not at all.
+
+    Args:
+        path: of the file; the suffix ``.safetensors`` decides its format.
+        state: tensors by key.
+        record: what :func:`~miti_detr.checkpoint.make_record` makes; None or empty: none.
+    """
     with atomic_write(path) as file:
-        torch.save(data, file)
+        if path.endswith(".safetensors"):
+            # Copies: safetensors takes neither shared memory nor the layout channels_last.
+            copies = {k: v.clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+            if record:
+                text = bytearray(json.dumps(record).encode())
+                copies[RECORD_TENSOR] = torch.frombuffer(text, dtype=torch.uint8)
+            file.write(safetensors.torch.save(copies, metadata={"format": "pt"}))
+        else:
+            torch.save({"model": state, **({RECORD_KEY: record} if record else {})}, file)
 
 
 def _check_resnet(cfg: CfgNode, to: str) -> None:
@@ -156,15 +176,9 @@ def _check_resnet(cfg: CfgNode, to: str) -> None:
 
 
 def _save_hf(folder: str, state: Mapping[str, Tensor], cfg: CfgNode | None) -> None:
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        raise CheckpointError("--to hf needs `pip install miti_detr[hf]`") from error
     options = {} if cfg is None else _hf_options(cfg)
     tensors, config = to_hf(state, **options)
-    weights = save(tensors, metadata={"format": "pt"})
-    with atomic_write(os.path.join(folder, "model.safetensors")) as file:
-        file.write(weights)
+    write_weights(os.path.join(folder, "model.safetensors"), tensors)
     with atomic_write(os.path.join(folder, "config.json")) as file:
         file.write(json.dumps(config, indent=2).encode())
 

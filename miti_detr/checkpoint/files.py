@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from .errors import CheckpointError
+from .variant import RECORD_KEY, take_record
 
 logger = logging.getLogger(__name__)
 
@@ -195,14 +198,11 @@ def _load_torch(path: str, *, safe: bool) -> object:
 
 def _load_safetensors(path: str, *, safe: bool) -> object:
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError("safetensors files need `pip install miti_detr[hf]`") from error
-    try:
-        return load_file(path)
+        state = load_file(path)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    record = take_record(state)
+    return {"model": state} if record is None else {"model": state, RECORD_KEY: record}
 
 
 def _load_pickle(path: str, *, safe: bool) -> object:

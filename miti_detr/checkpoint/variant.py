@@ -10,6 +10,7 @@ they are known, ``residual_strength`` in the middle of a ramp (``RESIDUAL_RAMP_I
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from miti_detr.modeling.transformer import LAYER_RESIDUALS
 from .errors import CheckpointError
 
 RECORD_KEY = "miti_detr"  # of a checkpoint, and of the metadata of a state dict
+# The same in a file of tensors: JSON as uint8, which a loader cannot leave out
+RECORD_TENSOR = "miti_detr.record"
 STATE_KEY = "MODEL.DETR.WEIGHTS_RESIDUAL"
 STRENGTH = "residual_strength"  # of a record, and the attribute of a model
 AVERAGE = "weights_average"  # the same: over which training steps weights are an average
@@ -106,6 +109,23 @@ def make_record(variant: Variant, cfg: CfgNode | None = None) -> dict[str, Any]:
 
     config = "" if cfg is None else cfg.dump()
     return {"version": __version__, **variant, "config": config}
+
+
+def take_record(state: dict[str, Any], prefix: str = "") -> Variant | None:
+    """Take :data:`RECORD_TENSOR` out of a state dict whose keys have this prefix.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    tensor = state.pop(prefix + RECORD_TENSOR, None)
+    if tensor is None:
+        return None
+    try:
+        record: Variant = json.loads(bytes(tensor.tolist()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{RECORD_TENSOR} in it is damaged: {error}") from error
+    check_record(record)
+    return record
 
 
 def class_names(cfg: CfgNode) -> list[str]:

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 OPTIONAL = (
     ("faster-coco-eval", "faster_coco_eval", "COCO metrics many times faster", "fast-eval"),
     ("transformers", "transformers", "Hugging Face models and checkpoints", "hf"),
-    ("safetensors", "safetensors", "checkpoints in .safetensors", "hf"),
     ("timm", "timm", "backbones and weights of timm", "timm"),
     ("onnxruntime", "onnxruntime", "exported models, and export", "export"),
     ("openvino", "openvino", "exported models, and export", "export"),
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _required() -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    for name in ("torch", "torchvision", "numpy", "scipy", "pycocotools"):
+    for name in ("torch", "torchvision", "numpy", "scipy", "pycocotools", "safetensors"):
         yield name, _version(name) or f"MISSING: pip install {name}"
     yield "detectron2", _detectron2()
     yield "devices", _devices()

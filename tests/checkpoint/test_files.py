@@ -17,6 +17,7 @@ from torch import nn
 
 from miti_detr.checkpoint import CheckpointError, MitiDetrCheckpointer, read_checkpoint
 from miti_detr.checkpoint.files import weights_file
+from miti_detr.checkpoint.variant import RECORD_TENSOR
 from miti_detr.files import atomic_write, remove_incomplete
 from tests.checkpoint.helpers import assert_same
 
@@ -64,6 +65,10 @@ BROKEN = {
     "cut.safetensors": (
         lambda p: _cut(p, lambda q: save_file(WEIGHTS, q)),
         "cut off while",
+    ),
+    "record.safetensors": (
+        lambda p: save_file({**WEIGHTS, RECORD_TENSOR: torch.zeros(3, dtype=torch.uint8)}, p),
+        "miti_detr.record in it is damaged",
     ),
     "cut.pkl": (lambda p: _cut(p, lambda q: _pickle(q, {"a": np.ones(99)})), "cut off while"),
     "config.pth": (lambda p: _bytes(p, b"MODEL:\n  WEIGHTS: x\n"), "neither PyTorch, safetensors"),

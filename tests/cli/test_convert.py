@@ -1,8 +1,10 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from safetensors.torch import load_file
 
 from miti_detr.checkpoint import (
+    CheckpointError,
     MitiDetrCheckpointer,
     convert_state_dict,
     make_record,
@@ -127,3 +129,17 @@ def test_errors_are_one_line_and_write_nothing(source, options, message, folder,
     assert message in error
     assert "\n" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_safetensors_keep_the_record(folder, tmp_path):
+    """Also where only the tensors of the file are read, by any program."""
+    path = tmp_path / "miti.safetensors"
+    assert convert(folder / "miti.pth", path, "--to", "ours") == 0
+    before, after = read_checkpoint(str(folder / "miti.pth")), read_checkpoint(str(path))
+    assert_same(after["model"], before["model"])
+    assert after["miti_detr"] == before["miti_detr"]
+    detr = build_model(r50_config(*RESNET18)).eval()
+    detr.load_state_dict(load_file(path))
+    with pytest.raises(CheckpointError, match="the weights have before_norm"):
+        detr([{"image": torch.zeros(3, 32, 32, dtype=torch.uint8)}])
