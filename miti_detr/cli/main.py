@@ -27,6 +27,7 @@ COMMANDS = (
     "convert",
     "replay",
     "bench",
+    "zoo",
     "doctor",
 )
 

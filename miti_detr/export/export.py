@@ -92,7 +92,8 @@ def export_model(
 
     Args:
         weights: checkpoint.
-        output: file to write; None: beside the checkpoint, with the suffix of the format.
+        output: file to write; None: the name of the checkpoint with the suffix of the format,
+            beside it or, if it is an address, in the working folder.
         options: format, precision and shape.
         config_file: None takes the config in the checkpoint.
         overrides: alternating config keys and values.
@@ -107,7 +108,8 @@ def export_model(
             else, which the message quantifies. There is no file then.
     """
     suffix = SUFFIXES[options.format]
-    target = Path(weights).with_suffix(suffix) if output is None else Path(output)
+    source = weights.rpartition("/")[2] if "://" in weights else weights
+    target = Path(source).with_suffix(suffix) if output is None else Path(output)
     if target.suffix.lower() != suffix:
         raise ValueError(f"{target} does not end in {suffix}, as files of {options.format} do.")
     # The plain model: exported files are optimised by their own runtimes.

@@ -1,9 +1,11 @@
-"""The YAML files of this project, found from a clone and from an installed package alike."""
+"""The YAML files and trained models of this project, in a clone and in an installed package."""
 
 import difflib
 from pathlib import Path
 
-__all__ = ["get_config_file"]
+from .zoo import ZooModel, find_zoo_weights, zoo_models
+
+__all__ = ["ZooModel", "find_zoo_weights", "get_config_file", "zoo_models"]
 
 
 def _config_root() -> Path:

@@ -11,6 +11,8 @@ from detectron2.utils.file_io import PathManager
 from miti_detr.data import check_datasets
 from miti_detr.engine.resume import check_resumable
 from miti_detr.engine.setup import setup_run_logger
+from miti_detr.model_zoo import find_zoo_weights
+from miti_detr.model_zoo.zoo import PREFIX as ZOO_PREFIX
 
 
 def check_files(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -63,7 +65,7 @@ def check_weights(cfg: CfgNode, *, key: str = "MODEL.WEIGHTS", needed: bool = Fa
         needed: whether it must not be empty, either.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: it is empty, or a damaged file of the zoo.
         FileNotFoundError: the file does not exist.
         OSError: it cannot be downloaded.
     """
@@ -71,7 +73,9 @@ def check_weights(cfg: CfgNode, *, key: str = "MODEL.WEIGHTS", needed: bool = Fa
     weights = value.partition("?")[0]  # Detectron2 takes options behind a "?"
     if needed and not weights:
         raise ValueError(f"{key} is empty, so there is nothing to evaluate. Name a file.")
-    if "://" in weights:
+    if weights.startswith(ZOO_PREFIX):
+        find_zoo_weights(weights[len(ZOO_PREFIX) :])
+    elif "://" in weights:
         try:
             found = PathManager.isfile(PathManager.get_local_path(weights))
         except (OSError, ValueError, AssertionError) as error:  # of the many kinds of URLs
