@@ -21,8 +21,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "train",
         help="train on a folder of labelled images",
         description="Trains a Miti-DETR on labelled images: COCO JSON, YOLO or Pascal VOC, which "
-        "is recognised. Writes a contact sheet of the training images, the model, its evaluation "
-        "and pictures. Run again, it resumes.",
+        "is recognised. Writes a contact sheet of the training images, the model, its evaluation, "
+        "a report on its faults, and pictures. Run again, it resumes.",
     )
     parser.add_argument("data", metavar="DATA", help="folder, COCO JSON file or data.yaml")
     parser.add_argument("--output", metavar="DIR", help="default: output/ and the name of the data")
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     _draw_results(cfg, weights, output)
     print(table.read_text())
     made = "contact_sheet.png, train.yaml, model_final.pth, curves.png, detections.png"
-    print(f"{output} contains {made}. To use the model:")
+    print(f"{output} contains {made}.")
+    print(f"Where the model fails: {output / 'report' / 'report.html'}. To use it:")
     print(f"  miti-detr predict --weights {weights} --output predictions IMAGE ...")
     return 0
 
@@ -137,15 +138,44 @@ def _draw_contact_sheet(cfg: "CfgNode", path: Path) -> None:
 
 
 def _draw_results(cfg: "CfgNode", weights: Path, output: Path) -> None:
-    """Draw curves and detections, unless they are there and newer than the weights."""
+    """Write the report and draw curves and detections, unless the run has them."""
     from miti_detr.engine.predictor import Predictor
     from miti_detr.visualize.curves import draw_curves, read_run
     from miti_detr.visualize.detections import draw_detections
 
-    if not _is_newer(curves := output / "curves.png", weights):
-        draw_curves([read_run(output)], curves)
-    if not _is_newer(detections := output / "detections.png", weights):
-        cfg = cfg.clone()
-        cfg.MODEL.WEIGHTS = str(weights)
-        classes = cfg.MODEL.DETR.NUM_CLASSES
-        draw_detections(Predictor(cfg), cfg.DATASETS.TEST[0], detections, num_classes=classes)
+    detections = output / "detections.png"
+    if _is_newer(detections, weights):
+        return
+    dataset, classes = cfg.DATASETS.TEST[0], cfg.MODEL.DETR.NUM_CLASSES
+    threshold = _report(dataset, weights, output / "report")
+    # The weights, which now record the threshold, are still those of the table.
+    (output / "inference" / "coco_table.txt").touch()
+    draw_curves([read_run(output)], output / "curves.png")
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = str(weights)
+    draw_detections(Predictor(cfg), dataset, detections, num_classes=classes, threshold=threshold)
+
+
+def _report(dataset: str, weights: Path, folder: Path) -> float:
+    """Write the report of a model, and record the threshold with the best F1 in the weights.
+
+    Returns:
+        The threshold, or the default if there is none.
+    """
+    from miti_detr.predict import load_predictor
+    from miti_detr.predict.predictor import DEFAULT_THRESHOLD
+    from miti_detr.report import ReportOptions, read_truth, report_model
+    from miti_detr.report.store import store_threshold
+
+    predictor = load_predictor(str(weights), threshold=0.0)
+    command = shlex.join(["miti-detr", "report", str(weights), dataset])
+    options = ReportOptions(f"{weights.name} on {dataset}", command=command)
+    try:
+        found = report_model(predictor, read_truth(dataset), folder, options).thresholds
+    except ValueError as error:  # such as images of another size than the annotations say
+        print(f"There is no report: {error}")
+        return DEFAULT_THRESHOLD
+    if not found.on_choice.true:
+        return DEFAULT_THRESHOLD
+    store_threshold(str(weights), found.chosen)
+    return found.chosen

@@ -81,7 +81,7 @@ def draw_detections(
         truth = draw_truth(image, scale, record, classes, with_masks=with_masks)
         name = Path(record["file_name"]).name
         pairs.append((truth, draw_output(image, instances, output, classes), name))
-    title = f"{dataset}: ground truth (left), detections with score \u2265 {threshold:g} (right)"
+    title = f"{dataset}: ground truth (left), detections with score \u2265 {threshold:.3g} (right)"
     with replacing(path) as temporary:
         compose_pairs(pairs, title).save(temporary, format="PNG")
 

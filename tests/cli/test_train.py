@@ -25,7 +25,7 @@ def test_from_a_folder_to_a_model(
         words = ["train", str(data), "--output", str(output), "--preset", "quick", *TINY]
         assert main(words) == 0
         screen = capsys.readouterr().out
-        made = ("contact_sheet.png", "curves.png", "detections.png")
+        made = ("contact_sheet.png", "curves.png", "detections.png", "report/figures/f1.png")
         times = {}
         for name in made:
             with Image.open(output / name) as picture:
