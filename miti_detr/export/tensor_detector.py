@@ -62,6 +62,10 @@ class TensorDetector(nn.Module):
             for name, part in model.named_children():
                 if name not in _FLOAT32:
                     part.half()
+        backbone = _with_fixed_padding(model.backbone)
+        if backbone is not model.backbone:
+            model = copy.copy(model)  # of the modules, only the backbone is another one
+            model._modules = {**model._modules, "backbone": backbone}
         self.model = model
         constraints = model.backbone.padding_constraints()
         self.divisor, self.square = constraints["size_divisibility"], constraints["square_size"]
@@ -130,5 +134,48 @@ class TensorDetector(nn.Module):
         if self.square > 0:
             return F.pad(batch, (0, self.square - width, 0, self.square - height))
         if self.divisor > 1:
-            return F.pad(batch, (0, -width % self.divisor, 0, -height % self.divisor))
+            # As multiples: while a size is recorded as a variable, those below follow from it.
+            columns = (width + self.divisor - 1) // self.divisor * self.divisor
+            rows = (height + self.divisor - 1) // self.divisor * self.divisor
+            return F.pad(batch, (0, columns - width, 0, rows - height))
         return batch
+
+
+def _with_fixed_padding(backbone: nn.Module) -> nn.Module:
+    """Return a backbone whose convolutions do not compute their padding from the size.
+
+    timm's ``Conv2dSame`` pads as TensorFlow does: k - s pixels in all if the stride s divides the
+    size, of which the left side has the smaller half. Here it always does, because a batch is
+    padded to a multiple of all strides together. As functions of a variable size, the paddings of
+    one layer after the other become too long to be recorded.
+    """
+    if not any(type(m).__name__ == "Conv2dSame" for m in backbone.modules()):
+        return backbone
+    backbone = copy.deepcopy(backbone)
+    for parent in list(backbone.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "Conv2dSame":
+                plain = nn.Conv2d(
+                    child.in_channels,
+                    child.out_channels,
+                    child.kernel_size,
+                    child.stride,
+                    dilation=child.dilation,
+                    groups=child.groups,
+                    bias=child.bias is not None,
+                )
+                plain.weight, plain.bias = child.weight, child.bias
+                setattr(parent, name, nn.Sequential(nn.ZeroPad2d(_same_padding(child)), plain))
+    return backbone
+
+
+def _same_padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Left, right, top and bottom."""
+    sides: list[int] = []
+    for size, stride, dilation in zip(
+        conv.kernel_size[::-1], conv.stride[::-1], conv.dilation[::-1], strict=True
+    ):
+        total = max((size - 1) * dilation + 1 - stride, 0)
+        sides += [total // 2, total - total // 2]
+    left, right, top, bottom = sides
+    return left, right, top, bottom
