@@ -154,19 +154,24 @@ def _with_fixed_padding(backbone: nn.Module) -> nn.Module:
     backbone = copy.deepcopy(backbone)
     for parent in list(backbone.modules()):
         for name, child in list(parent.named_children()):
-            if type(child).__name__ == "Conv2dSame":
+            if isinstance(child, nn.Conv2d) and type(child).__name__ == "Conv2dSame":
                 plain = nn.Conv2d(
                     child.in_channels,
                     child.out_channels,
-                    child.kernel_size,
-                    child.stride,
-                    dilation=child.dilation,
+                    _pair(child.kernel_size),
+                    _pair(child.stride),
+                    dilation=_pair(child.dilation),
                     groups=child.groups,
                     bias=child.bias is not None,
                 )
                 plain.weight, plain.bias = child.weight, child.bias
                 setattr(parent, name, nn.Sequential(nn.ZeroPad2d(_same_padding(child)), plain))
     return backbone
+
+
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
 
 
 def _same_padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
