@@ -89,7 +89,7 @@ def test_train_and_compare(
         assert main(command) == 0
         assert [path.read_text() for path in output.rglob("console.txt")] == consoles
         assert main([*command, "SOLVER.BASE_LR", "0.1"]) == 1
-        assert "was started with SOLVER.BASE_LR 0.0005" in capsys.readouterr().err
+        assert "was started with SOLVER.BASE_LR 0.001" in capsys.readouterr().err
 
     content = json.loads((output / "report.json").read_text())
     assert content["missing"] == []

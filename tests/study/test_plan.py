@@ -120,7 +120,7 @@ def test_an_arm_that_was_started_with_another_config(tmp_path: Path) -> None:
     study = study_of_configs([DETR], seeds=2)
     assert [run.name for run in plan_runs(study, tmp_path)] == ["detr/seed_0", "detr/seed_1"]
     plan_runs(study_of_configs([DETR, MITI], seeds=3), tmp_path)  # more runs are allowed
-    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR 0\.0005, which is now 0\.1"):
+    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR 0\.001, which is now 0\.1"):
         plan_runs(study, tmp_path, ["SOLVER.BASE_LR", "0.1"])
 
 
