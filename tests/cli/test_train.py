@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from miti_detr.cli.main import main
+from miti_detr.cli.main import build_parser, main
+from miti_detr.cli.train import _config
 from miti_detr.engine import setup_config
 from tests.small_shapes import small_shapes
 
@@ -64,3 +65,16 @@ def test_an_unknown_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "holds no labelled data that is known" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_few_images_get_more_variants(tmp_path: Path) -> None:
+    """4,200 features, of 2 to 16 variants of each image, unless the key says otherwise."""
+    with small_shapes(tmp_path) as shapes:
+        data = shapes.rename(tmp_path / "few")
+        parser = build_parser()
+        for words, expected in (([], 16), (["MODEL.BACKBONE.CACHE_FEATURES", "3"], 3)):
+            args = parser.parse_args(["train", str(data), "--output", str(tmp_path / "run")])
+            args.overrides = words
+            cfg = _config(args, tmp_path / "run")
+            variants = cfg.MODEL.BACKBONE.CACHE_FEATURES
+            assert variants == expected
