@@ -164,13 +164,6 @@ def _mask_logits(model: MitiDetr, prediction: SetPrediction, index: int, queries
     return torch.cat([model.mask_logits(prediction, *part) for part in parts])
 
 
-def difference(
-    first: Sequence[np.ndarray], second: Sequence[np.ndarray], scale: np.ndarray
-) -> Parity:
-    """Compare the detections of one image, in whatever order they are, see :func:`one_way`."""
-    return Parity.joined([one_way(first, second, scale), one_way(second, first, scale)])
-
-
 def one_way(these: Sequence[np.ndarray], others: Sequence[np.ndarray], scale: np.ndarray) -> Parity:
     """Compare each detection with the most similar one of its class on the other side.
 

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,7 @@ from torch.export import ExportedProgram
 from miti_detr import load_predictor
 from miti_detr.cli.main import main
 from miti_detr.export import ExportOptions, export, export_model
-from miti_detr.export.parity import Parity, compare, difference
+from miti_detr.export.parity import Parity, compare, one_way
 from miti_detr.export.writers import write_program
 from miti_detr.modeling import MitiDetr
 from miti_detr.modeling.segmentation import SegmentationDetr
@@ -24,6 +25,13 @@ from miti_detr.predict.record import ExportRecord
 from miti_detr.predict.sessions import open_session
 from tests.export.helpers import assert_same_masks, noise
 from tests.small_shapes import small_shapes
+
+
+def difference(
+    first: Sequence[np.ndarray], second: Sequence[np.ndarray], scale: np.ndarray
+) -> Parity:
+    """Compare the detections of an image in both directions."""
+    return Parity.joined([one_way(first, second, scale), one_way(second, first, scale)])
 
 
 @pytest.mark.slow
