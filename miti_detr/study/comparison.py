@@ -15,7 +15,7 @@ from .results import RunResult, read_result
 from .run import FINISHED_FILE
 
 # Config keys that differ between runs of the same arm.
-_RUN_KEYS = re.compile(r"SEED|OUTPUT_DIR|VERSION|DATALOADER\.NUM_WORKERS")
+RUN_KEYS = re.compile(r"SEED|OUTPUT_DIR|VERSION|DATALOADER\.NUM_WORKERS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def compare_runs(
     results = [read_result(path, name) for path, name in zip(paths, names, strict=True)]
     members: dict[str, list[tuple[str, RunResult]]] = {}
     for name, result in zip(names, results, strict=True):
-        own = {k: v for k, v in result.config.items() if not _RUN_KEYS.fullmatch(k)}
+        own = {k: v for k, v in result.config.items() if not RUN_KEYS.fullmatch(k)}
         key = json.dumps(own, sort_keys=True, default=str) if own else name
         members.setdefault(key, []).append((name, result))
     arms: list[ArmResult] = []

@@ -18,6 +18,7 @@ from .comparison import ArmResult, Comparison
 from .results import RunResult
 from .series import has_epochs, last_layer, match_changes, rank_keys, step_series
 from .statistics import mean_and_spread, paired_difference
+from .trends import trend_panels
 
 Curve = tuple[np.ndarray, np.ndarray]
 Styles = dict[str, dict[str, Any]]
@@ -118,7 +119,7 @@ def _panels(arms: Sequence[ArmResult], comparison: Comparison) -> list[tuple[str
         last = curves(partial(_after_last_layer, keys=keys), label)
         caption = f"Rank during training: {label} after the last layer of the {stack}."
         panels.append((f"{name}_training", caption, last))
-    return panels
+    return [*trend_panels(arms), *panels]
 
 
 def _by_layer(run: RunResult, keys: Sequence[str]) -> Curve:

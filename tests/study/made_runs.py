@@ -21,6 +21,7 @@ def write_run(
     residual: str = "none",
     dataset: str = "shapes_val",
     rank: float | None = None,
+    depth: int = 6,
 ) -> Path:
     """Write a run of ours, evaluated every 100 iterations; other numbers follow from ``aps``."""
     last = 100 * len(aps)
@@ -33,7 +34,11 @@ def write_run(
         names = ("AP50", "AP75", "APs", "APm", "APl", "AR")
         values = {f"bbox/{name}": ap + i for i, name in enumerate(names, start=1)}
         layers = [] if rank is None else [rank, rank / 2]
-        ranks = {f"rank/encoder/layer{i}/residual": value for i, value in enumerate(layers)}
+        ranks = {
+            f"rank/encoder/layer{i}/{measure}": value
+            for i, value in enumerate(layers)
+            for measure in ("residual", "effective_rank")
+        }
         metrics.append({"iteration": 100 * index, "bbox/AP": ap, **values, **ranks})
     write_lines(path / "metrics.json", metrics)
     write_lines(path / "steps.json", steps)
@@ -51,7 +56,7 @@ def write_run(
         "SEED": -1 if seed is None else seed,
         "OUTPUT_DIR": str(path),
         "DATASETS": {"TEST": [dataset]},
-        "MODEL": {"DETR": {"LAYER_RESIDUAL": residual}},
+        "MODEL": {"DETR": {"LAYER_RESIDUAL": residual, "ENC_LAYERS": depth}},
         "SOLVER": {"CLIP_GRADIENTS": {"CLIP_VALUE": 2.5}},
     }
     (path / "config.yaml").write_text(yaml.safe_dump(config))

@@ -76,6 +76,7 @@ def test_the_page_needs_nothing_else(folder: Path) -> None:
     assert {path.stem for path in pictures if path.suffix == ".png"} == {
         *("loss", "error", "recall", "difference", "final", "gradient", "matching"),
         *("rank_encoder_residual", "rank_encoder_residual_training"),
+        *("rank_encoder_effective_rank", "rank_encoder_effective_rank_training"),
     }
 
 
