@@ -30,14 +30,14 @@ def trend_panels(arms: Sequence[ArmResult]) -> Iterator[tuple[str, str, Draw]]:
     ]
     for (stack, measure), keys in rank_keys(arms).items():
         if measure == "effective_rank":
-            label = f"effective rank after the last layer of the {stack}"
-            measures.append((f"rank_{stack.replace(', ', '_')}", label, partial(_last, keys=keys)))
+            name, label = f"rank_{stack.replace(', ', '_')}", f"effective rank, {stack}"
+            measures.append((name, label, partial(_last, keys=keys)))
     for key, lines in find_lines(arms).items():
         short = key.rpartition(".")[2]
         for name, label, read in measures:
             caption = (
-                f"{label[0].upper()}{label[1:]} at the last evaluation against {key}: mean over "
-                "the seeds and \u00b1 1 standard deviation."
+                f"{label[0].upper()}{label[1:]}, after training against {key}: mean over the seeds "
+                "and \u00b1 1 standard deviation. Ranks are those after the last layer."
             )
             yield f"trend_{short.lower()}_{name}", caption, _drawing(lines, read, short, label)
 
