@@ -16,8 +16,8 @@ from torch import Tensor
 
 from miti_detr.data.shapes_render import render
 from miti_detr.modeling import MitiDetr
-from miti_detr.modeling.heads import SetPrediction
 from miti_detr.modeling.segmentation import MaskPrediction, SegmentationDetr
+from miti_detr.modeling.stages import SetPrediction
 from miti_detr.predict.backends import Item, SessionBackend, pack
 from miti_detr.predict.record import MASKS, OUTPUTS
 from miti_detr.predict.sessions import Session

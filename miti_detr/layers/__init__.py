@@ -15,6 +15,7 @@ from .position_encoding import (
     SinePositionEncoding,
     build_position_encoding,
 )
+from .precision import at_least_float32
 
 __all__ = [
     "MLP",
@@ -23,6 +24,7 @@ __all__ = [
     "LearnedPositionEncoding",
     "MultiHeadAttention",
     "SinePositionEncoding",
+    "at_least_float32",
     "attention_weights",
     "box_cxcywh_to_xyxy",
     "box_xyxy_to_cxcywh",

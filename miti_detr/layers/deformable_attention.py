@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import at_least_float32
+
 Shapes = Sequence[tuple[int, int]]  # (h, w) of each level
 
 
@@ -146,7 +148,7 @@ class DeformableAttention(nn.Module):
             return x[..., None, :].expand(*x.shape[:-1], self.num_points, 2).flatten(-3)
 
         offsets = self.sampling_offsets(query).unflatten(-1, (self.nhead, -1))
-        offsets = offsets.to(torch.promote_types(offsets.dtype, torch.float32))
+        offsets = at_least_float32(offsets)
         if references.shape[-1] == 2:
             # Not new_tensor, which makes constants of the sizes while a model is recorded.
             sizes = [offsets.new_full((), side) for h, w in spatial_shapes for side in (w, h)]

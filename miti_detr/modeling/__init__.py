@@ -6,10 +6,10 @@ from .backbones.timm import TimmBackbone, build_timm_backbone
 from .backbones.vision_transformers import build_swin_backbone, build_vit_backbone
 from .criterion import SetCriterion
 from .detr import MitiDetr
-from .heads import SetPrediction
 from .matcher import HungarianMatcher
 from .postprocess import detections
 from .segmentation import SegmentationDetr
+from .stages import SetPrediction
 from .targets import Target, targets_from_instances
 from .transformer import ResidualTransformer
 

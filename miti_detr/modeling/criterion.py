@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from miti_detr.layers import at_least_float32
 from miti_detr.scalars import is_logging, log_scalars
 
 from .classification import ClassLoss, SoftmaxLoss, build_class_loss
@@ -173,7 +174,7 @@ class SetCriterion(nn.Module):
         if not self.deep_supervision:
             logits, boxes = logits[-1:], boxes[-1:]
         with torch.autocast(logits.device.type, enabled=False):
-            logits, boxes = _at_least_float32(logits), _at_least_float32(boxes)
+            logits, boxes = at_least_float32(logits), at_least_float32(boxes)
             losses = self._losses(logits, boxes, targets, extra_losses, suffix)
         # The backward pass of unbind is one stack; that of indexing is an addition for each layer.
         by_layer = {name: values.unbind() for name, values in losses.items()}
@@ -268,10 +269,6 @@ def _suffixes(num_layers: int) -> list[str]:
 def _on(device: torch.device, numbers: Sequence[int]) -> Tensor:
     """Copy integers to a device without waiting for it."""
     return torch.tensor(numbers).to(device, non_blocking=True)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _mean_over_processes(*values: Tensor) -> tuple[Tensor, ...]:

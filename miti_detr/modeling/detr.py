@@ -17,16 +17,15 @@ from torch import Tensor, nn
 from miti_detr.accelerate.exchange import is_recorded
 from miti_detr.accelerate.execution import PLAIN, Execution
 from miti_detr.catalog import register_missing
-from miti_detr.layers import MLP, build_position_encoding
+from miti_detr.layers import MLP, at_least_float32, build_position_encoding
 from miti_detr.model_keys import check_model_keys
 from miti_detr.pixels import Pixels, expected_pixels, warn_if_pixels_differ
 
 from .backbones.masked_backbone import Feature, MaskedBackbone
 from .classification import ClassLoss
 from .criterion import SetCriterion, build_criterion
-from .heads import SetPrediction, predict_set
 from .postprocess import check_finite, detections
-from .stages import Decoded, Encoded, ObjectQueries
+from .stages import Decoded, Encoded, ObjectQueries, SetPrediction
 from .targets import Target, targets_from_instances
 from .transformer import ResidualTransformer, TransformerLayer
 from .variant import describe_parts, residuals_of
@@ -298,7 +297,9 @@ class MitiDetr(nn.Module):
 
     def apply_heads(self, encoded: Encoded, decoded: Decoded) -> SetPrediction:
         """Compute logits and boxes of the decoder states."""
-        return predict_set(decoded.states, self.class_embed, self.bbox_embed)
+        # Before the sigmoid, whose steps near 1 would be 1/256 in bfloat16.
+        boxes = at_least_float32(self.bbox_embed(decoded.states)).sigmoid()
+        return SetPrediction(self.class_embed(decoded.states), boxes)
 
     def losses(
         self, prediction: SetPrediction, batched_inputs: list[dict[str, Any]]

@@ -1,6 +1,6 @@
 """Data that the stages of the model pass to each other.
 
-N images, h x w feature grid, Q object queries, L decoder layers, C width.
+N images, h x w feature grid, Q object queries, L decoder layers, C width, K classes.
 """
 
 import dataclasses
@@ -58,3 +58,16 @@ class Decoded:
     def last(self) -> "Decoded":
         """The last decoder layer only, L = 1."""
         return dataclasses.replace(self, states=self.states[-1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class SetPrediction:
+    """Raw output of every decoder layer, in order. Subclasses extend it.
+
+    Attributes:
+        logits: (L, N, Q, K+1); index K is "no object". With focal loss (L, N, Q, K).
+        boxes: (L, N, Q, 4) ``cxcywh`` in [0, 1] of the un-padded image.
+    """
+
+    logits: Tensor
+    boxes: Tensor

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miti_detr.layers import inverse_sigmoid
+from miti_detr.layers import at_least_float32, inverse_sigmoid
 
 from .pyramid import Pyramid
 
@@ -30,8 +30,7 @@ def refine_boxes(states: Tensor, references: Tensor, bbox_embed: nn.Module) -> T
     Returns:
         Boxes (..., 4) in float32 or better.
     """
-    change = bbox_embed(states)
-    change = change.to(torch.promote_types(change.dtype, torch.float32))
+    change = at_least_float32(bbox_embed(states))
     anchor = F.pad(inverse_sigmoid(references), (0, 4 - references.shape[-1]))
     return (change + anchor).sigmoid()
 

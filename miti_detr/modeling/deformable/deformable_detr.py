@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from miti_detr.layers import MLP, build_position_encoding
 from miti_detr.modeling.classification import ClassLoss
 from miti_detr.modeling.detr import MitiDetr
-from miti_detr.modeling.heads import SetPrediction
-from miti_detr.modeling.stages import Decoded, Encoded, ObjectQueries
+from miti_detr.modeling.stages import Decoded, Encoded, ObjectQueries, SetPrediction
 
 from .neck import LevelProjections
 from .pyramid import Pyramid

@@ -12,8 +12,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from miti_detr.layers import DeformableAttention
-from miti_detr.modeling.heads import SetPrediction
+from miti_detr.layers import DeformableAttention, at_least_float32
+from miti_detr.modeling.stages import SetPrediction
 from miti_detr.modeling.transformer.residual import placements
 
 from .boxes import embed_boxes, refine_boxes, token_boxes
@@ -180,8 +180,7 @@ class DeformableTransformer(nn.Module):
         anchors, valid = token_boxes(pyramid)
         states = memory.masked_fill(~valid[..., None], 0)
         states = self.enc_output_norm(self.enc_output(states))
-        change = bbox_embed(states)
-        boxes = (change.to(torch.promote_types(change.dtype, torch.float32)) + anchors).sigmoid()
+        boxes = (at_least_float32(bbox_embed(states)) + anchors).sigmoid()
         return SetPrediction(class_embed(states)[None], boxes[None])
 
     def _best_proposals(self, proposals: SetPrediction) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from miti_detr.layers import MLP
 from miti_detr.modeling.criterion import Matches
 from miti_detr.modeling.detr import MitiDetr
-from miti_detr.modeling.heads import SetPrediction
-from miti_detr.modeling.stages import Decoded, Encoded, ObjectQueries
+from miti_detr.modeling.stages import Decoded, Encoded, ObjectQueries, SetPrediction
 
 from .matcher import OwnPatchMatcher
 

@@ -8,8 +8,7 @@ import dataclasses
 from torch import Tensor
 
 from miti_detr.modeling.backbones.masked_backbone import Feature, MaskedBackbone
-from miti_detr.modeling.heads import SetPrediction
-from miti_detr.modeling.stages import Encoded
+from miti_detr.modeling.stages import Encoded, SetPrediction
 
 from .postprocess import Size
 

@@ -13,10 +13,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
+from miti_detr.layers import at_least_float32
 from miti_detr.modeling.criterion import Matches
 from miti_detr.modeling.detr import MitiDetr
-from miti_detr.modeling.heads import SetPrediction
-from miti_detr.modeling.stages import Decoded, Encoded
+from miti_detr.modeling.stages import Decoded, Encoded, SetPrediction
 
 from .losses import at_pixels, at_points, mask_losses
 from .mask_head import AttentionMap, MaskHead
@@ -205,8 +205,7 @@ class SegmentationDetr(MitiDetr):
             last = slice(len(matches.query) - len(matches.query) // matches.num_layers, None)
             with torch.autocast(kind, *precision):  # which the criterion disables
                 logits = self.mask_logits(prediction, matches.image[last], matches.query[last])
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            pair = logits, truth[matches.target[last]]
+            pair = at_least_float32(logits), truth[matches.target[last]]
             pair = at_points(*pair, self.mask_points) if self.mask_points else at_pixels(*pair)
             focal, dice = mask_losses(*pair, matches.num_boxes)
             return {
@@ -269,8 +268,7 @@ class SegmentationDetr(MitiDetr):
         for chunk in queries.split(_CHUNK) if len(queries) else ():
             with self._precision():
                 logits = self.mask_logits(prediction, torch.zeros_like(chunk), chunk)
-            if logits.element_size() < 4:
-                logits = logits.float()
+            logits = at_least_float32(logits)
             yield resize_logits(logits, padded=prediction.padded, image=image, output=output)
 
     def _panoptic(self, prediction: MaskPrediction, image: Size, output: Size) -> Any:
