@@ -194,7 +194,7 @@ class SetCriterion(nn.Module):
         suffix: str,
     ) -> dict[str, Tensor]:
         """Weighted losses by name, each (L,) or (1,)."""
-        matches = self.matcher.match_layers(logits, boxes, targets)
+        matches = self.matcher(logits, boxes, targets)
         layer, image, query, target = matches.to(logits.device, non_blocking=True)
         counts = _on(logits.device, [len(t["labels"]) for t in targets])
         target = target + (counts.cumsum(0) - counts)[image]  # counted over the whole batch

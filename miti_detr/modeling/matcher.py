@@ -54,37 +54,19 @@ class HungarianMatcher(nn.Module):
         self.giou_weight = giou_weight
         self.class_cost = class_cost
 
-    def forward(
-        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Match the predictions of one decoder layer.
-
-        Args:
-            logits: (N, Q, columns), K+1 of softmax, K of focal loss.
-            boxes: (N, Q, 4) ``cxcywh`` relative to the un-padded image.
-            targets: N.
-
-        Returns:
-            For each image a pair of int64 index vectors of length min(Q, T_i), on the CPU:
-            queries, in ascending order, and the object that each is matched with. Other queries,
-            and with T_i > Q other objects, stay unmatched.
-        """
-        _, image, query, target = self.match_layers(logits[None], boxes[None], targets)
-        per_image = [int((image == i).sum()) for i in range(len(targets))]
-        return list(zip(query.split(per_image), target.split(per_image), strict=True))
-
     @torch.no_grad()
-    def match_layers(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+    def forward(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
         """Match the predictions of several decoder layers, each independently.
 
         Args:
-            logits: (L, N, Q, columns).
-            boxes: (L, N, Q, 4).
+            logits: (L, N, Q, columns), K+1 of softmax, K of focal loss.
+            boxes: (L, N, Q, 4) ``cxcywh`` relative to the un-padded image.
             targets: N.
 
         Returns:
             (4, M) int64 on the CPU: layer, image, query and object (counted within its image) of
-            the M matches, ordered by layer, image and query.
+            the M matches, ordered by layer, image and query. Each image has min(Q, T_i) in each
+            layer; other queries, and with T_i > Q other objects, stay unmatched.
         """
         counts = [len(target["labels"]) for target in targets]
         if not sum(counts):
@@ -106,7 +88,7 @@ class HungarianMatcher(nn.Module):
     def costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
         """Costs (L, N, Q, max T_i) of all layers and images; columns >= T_i are undefined.
 
-        Arguments as in :meth:`match_layers`.
+        Arguments as in :meth:`forward`.
         """
         labels = nn.utils.rnn.pad_sequence([t["labels"] for t in targets], batch_first=True)
         target_boxes = nn.utils.rnn.pad_sequence([t["boxes"] for t in targets], batch_first=True)

@@ -62,7 +62,7 @@ def test_losses_diagnostics_and_gradients_equal_published(case):
 @pytest.mark.parametrize("case", CASES)
 def test_matches_of_each_layer_equal_published(case):
     logits, boxes, targets = inputs(case)
-    matches = criterion(case).matcher.match_layers(logits, boxes, targets)
+    matches = criterion(case).matcher(logits, boxes, targets)
     for layer in range(3):
         for image in range(CASES[case]):
             here = matches[2:, (matches[0] == layer) & (matches[1] == image)]
