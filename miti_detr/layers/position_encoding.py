@@ -14,6 +14,7 @@ from torch import Tensor, nn
 class SinePositionEncoding(nn.Module):
     """Sines and cosines of the cell's row and column among the cells that are not padding.
 
+    Rows and columns of each image are scaled to (0, 2 pi].
     Channels: F of the row (y), then F of the column (x); in each block sine and cosine alternate.
     They are computed in float32, whatever the precision of the model, as published.
     """
@@ -22,22 +23,12 @@ class SinePositionEncoding(nn.Module):
 
     wavelengths: Tensor
 
-    def __init__(
-        self,
-        num_pos_feats: int,
-        *,
-        temperature: float = 10000.0,
-        normalize: bool = True,
-        centred: bool = False,
-    ) -> None:
+    def __init__(self, num_pos_feats: int, *, centred: bool = False) -> None:
         """Make the encoding.
 
         Args:
             num_pos_feats: F, features per axis; even.
-            temperature: base of the wavelengths.
-            normalize: scale rows and columns of each image to (0, 2 pi]; otherwise they count 1,
-                2, ...
-            centred: count 0.5, 1.5, ... instead, the middle of the cells, as Deformable-DETR does.
+            centred: count cells 0.5, 1.5, ... instead of 1, 2, ..., as Deformable-DETR does.
 
         Raises:
             ValueError: if ``num_pos_feats`` is odd.
@@ -47,11 +38,10 @@ class SinePositionEncoding(nn.Module):
             raise ValueError(
                 f"num_pos_feats must be even, not {num_pos_feats}: sine and cosine come in pairs"
             )
-        self.normalize = normalize
-        self.centred = centred
-        # 1 / t_i of the pairs: t_{2j} = t_{2j+1} = temperature^(2j / F)
+        self.shift = 0.5 if centred else 0.0
+        # Of the pairs: t_{2j} = t_{2j+1} = 10000^(2j / F)
         exponent = torch.arange(0, num_pos_feats, 2, dtype=torch.float32) / num_pos_feats
-        self.register_buffer("wavelengths", temperature**exponent, persistent=False)
+        self.register_buffer("wavelengths", 10000.0**exponent, persistent=False)
 
     def forward(self, mask: Tensor) -> Tensor:
         """Compute the encoding.
@@ -63,14 +53,11 @@ class SinePositionEncoding(nn.Module):
             (N, 2F, h, w) float32.
         """
         valid = (~mask).to(self.wavelengths.device, torch.float32, non_blocking=True)
-        y, x = valid.cumsum(1), valid.cumsum(2)
-        if self.normalize:
-            eps, scale, shift = 1e-6, 2 * math.pi, 0.5 * self.centred
-            y = (y - shift) / (y[:, -1:, :] + eps) * scale
-            x = (x - shift) / (x[:, :, -1:] + eps) * scale
-        return torch.cat([self._features(y), self._features(x)], dim=1)
+        return torch.cat([self._features(valid, axis) for axis in (1, 2)], dim=1)
 
-    def _features(self, position: Tensor) -> Tensor:
+    def _features(self, valid: Tensor, axis: int) -> Tensor:
+        total = valid.sum(axis, keepdim=True)
+        position = (valid.cumsum(axis) - self.shift) / (total + 1e-6) * (2 * math.pi)
         angle = position[:, None] / self.wavelengths.float()[:, None, None]  # (N, F/2, h, w)
         return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1, 2)
 
@@ -109,8 +96,7 @@ class LearnedPositionEncoding(nn.Module):
         if max(h, w) > limit:
             raise ValueError(
                 f"learned position encoding has {limit} rows and columns, the feature grid is "
-                f"{h} x {w}: "
-                "reduce INPUT.MAX_SIZE_* or use MODEL.DETR.POSITION_EMBEDDING sine"
+                f"{h} x {w}: reduce INPUT.MAX_SIZE_* or use MODEL.DETR.POSITION_EMBEDDING sine"
             )
         x = self.col_embed.weight[:w].t()[:, None, :].expand(-1, h, w)
         y = self.row_embed.weight[:h].t()[:, :, None].expand(-1, h, w)
