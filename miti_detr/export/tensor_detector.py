@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from miti_detr.modeling import MitiDetr
 from miti_detr.modeling.classification import ClassScores
-from miti_detr.modeling.postprocess import read_boxes
+from miti_detr.modeling.postprocess import boxes_in_pixels
 from miti_detr.modeling.pretrain import UpDetr
 from miti_detr.modeling.segmentation import MaskPrediction, SegmentationDetr
 
@@ -100,8 +100,8 @@ class TensorDetector(nn.Module):
         pixels = (images.float() - model.pixel_mean) / model.pixel_std
         batch = self._pad(torch.where(inside, pixels, 0.0)).to(self.dtype)
         prediction = model.predict_set(ImageList(batch, sizes), [], all_layers=False)
-        last = prediction.logits[-1], prediction.boxes[-1]
-        boxes, scores, labels, queries = read_boxes(*last, sizes, self._read_classes)
+        scores, labels, queries = self._read_classes(prediction.logits[-1])
+        boxes = boxes_in_pixels(prediction.boxes[-1], queries, sizes)
         limit = sizes[:, None, [1, 0, 1, 0]].to(boxes.dtype)
         boxes = torch.minimum(boxes.clamp(min=0), limit)
         if not self.masks:

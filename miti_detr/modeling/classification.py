@@ -28,26 +28,6 @@ class ClassScores(NamedTuple):
     queries: Tensor
 
 
-def softmax_cost(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cost of a class: minus its probability.
-
-    Args:
-        logits: (L, N, Q, K+1).
-        labels: (L, N, Q, T) int64.
-
-    Returns:
-        (L, N, Q, T).
-    """
-    return -logits.softmax(-1).gather(-1, labels)
-
-
-def softmax_scores(logits: Tensor) -> ClassScores:
-    """The best class of each query (N, Q, K+1) other than "no object"; every query stays."""
-    scores, classes = logits.float().softmax(-1)[..., :-1].max(-1)
-    queries = torch.arange(logits.shape[1], device=logits.device).expand_as(classes)
-    return ClassScores(scores, classes, queries)
-
-
 class ClassLoss(nn.Module):
     """Base of the two kinds.
 
@@ -63,7 +43,15 @@ class ClassLoss(nn.Module):
         """Initialise the bias (columns,) of a class head."""
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cost of giving objects to queries; arguments and result as of :func:`softmax_cost`."""
+        """Cost of giving objects to queries.
+
+        Args:
+            logits: (L, N, Q, columns).
+            labels: (L, N, Q, T) int64, classes of the objects.
+
+        Returns:
+            (L, N, Q, T).
+        """
         raise NotImplementedError
 
     def normalizer(self, classes: Tensor, num_boxes: Tensor) -> Tensor:
@@ -109,9 +97,10 @@ class SoftmaxLoss(ClassLoss):
         empty_weight[-1] = no_object_weight
         self.register_buffer("empty_weight", empty_weight, persistent=False)
 
-    def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
+    @staticmethod
+    def cost(logits: Tensor, labels: Tensor) -> Tensor:
         """Minus the probability of the class."""
-        return softmax_cost(logits, labels)
+        return -logits.softmax(-1).gather(-1, labels)
 
     def normalizer(self, classes: Tensor, num_boxes: Tensor) -> Tensor:
         """Sum of the class weights, which is the same for every decoder layer."""
@@ -127,9 +116,12 @@ class SoftmaxLoss(ClassLoss):
         )
         return loss.view(len(logits), -1).sum(1) / normalizer
 
-    def read(self, logits: Tensor) -> ClassScores:
-        """One detection of each query."""
-        return softmax_scores(logits)
+    @staticmethod
+    def read(logits: Tensor) -> ClassScores:
+        """One detection of each query, in their order: its best class other than "no object"."""
+        scores, classes = logits.float().softmax(-1)[..., :-1].max(-1)
+        queries = torch.arange(logits.shape[1], device=logits.device).expand_as(classes)
+        return ClassScores(scores, classes, queries)
 
     def extra_repr(self) -> str:
         """Show the weight in the printed model."""
@@ -140,6 +132,9 @@ class FocalLoss(ClassLoss):
     """Sigmoid focal loss: each class by itself, and no column for "no object".
 
     loss = sum over queries and classes of - a_t (1 - p_t)^gamma log p_t / number of objects
+
+    ``alpha`` weighs the class of a query, 1 - ``alpha`` all its other classes; ``gamma`` 0 is the
+    cross-entropy. A query may be several of the at most ``max_detections`` detections of an image.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017; fundamentalvision/
     Deformable-DETR ``models/deformable_detr.py`` and ``models/matcher.py`` at 11169a6.
@@ -155,14 +150,7 @@ class FocalLoss(ClassLoss):
         gamma: float = 2.0,
         max_detections: int = 100,
     ) -> None:
-        """Make the loss of K classes.
-
-        Args:
-            num_classes: K.
-            alpha: weight of the class of a query, 1 - alpha of all its other classes.
-            gamma: exponent; 0 is the cross-entropy.
-            max_detections: detections of an image. A query may be several of them.
-        """
+        """Make the loss of K classes."""
         super().__init__()
         self.num_columns = num_classes
         self.alpha = alpha

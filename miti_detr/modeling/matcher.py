@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from miti_detr.layers import box_cxcywh_to_xyxy, generalized_box_iou
 
-from .classification import softmax_cost
+from .classification import SoftmaxLoss
 from .targets import Target
 
 
@@ -33,7 +33,7 @@ class HungarianMatcher(nn.Module):
         class_weight: float = 1.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
-        class_cost: Callable[[Tensor, Tensor], Tensor] = softmax_cost,
+        class_cost: Callable[[Tensor, Tensor], Tensor] = SoftmaxLoss.cost,
     ) -> None:
         """Set the weights of the three costs.
 

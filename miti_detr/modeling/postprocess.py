@@ -1,7 +1,7 @@
 """From the raw prediction to Detectron2's ``Instances``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -9,50 +9,29 @@ from torch import Tensor
 
 from miti_detr.layers import box_cxcywh_to_xyxy
 
-from .classification import ClassScores, softmax_scores
+from .classification import ClassScores, SoftmaxLoss
 
 
-class BoxPrediction(NamedTuple):
-    """The detections of a batch as tensors; N images, D detections each.
-
-    Attributes:
-        boxes: (N, D, 4) float32 ``xyxy``, in pixels of the un-padded images, not clipped.
-        scores: (N, D) float32 in [0, 1].
-        classes: (N, D) int64, contiguous.
-        queries: (N, D) int64, the query of each detection.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
-    queries: Tensor
-
-
-def read_boxes(
-    logits: Tensor,
-    boxes: Tensor,
-    sizes: Tensor,
-    read: Callable[[Tensor], ClassScores] = softmax_scores,
-) -> BoxPrediction:
-    """Read the detections of a batch as tensors; by default one from each query, in order.
+def boxes_in_pixels(boxes: Tensor, queries: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes of the detections of a batch; N images, D detections each.
 
     Args:
-        logits: as for :func:`detections`.
-        boxes: as for :func:`detections`.
+        boxes: (N, Q, 4) ``cxcywh``, relative to the un-padded images.
+        queries: (N, D) int64, the query of each detection.
         sizes: (N, 2) height and width in pixels of the un-padded images.
-        read: as for :func:`detections`.
+
+    Returns:
+        (N, D, 4) float32 ``xyxy`` in pixels, not clipped.
     """
-    scores, classes, queries = read(logits)
     boxes = boxes.gather(1, queries[..., None].expand(-1, -1, 4))
-    corners = box_cxcywh_to_xyxy(boxes.float()) * sizes[:, [1, 0, 1, 0]][:, None]
-    return BoxPrediction(corners, scores, classes, queries)
+    return box_cxcywh_to_xyxy(boxes.float()) * sizes[:, [1, 0, 1, 0]][:, None]
 
 
 def detections(
     logits: Tensor,
     boxes: Tensor,
     image_sizes: Sequence[tuple[int, int]],
-    read: Callable[[Tensor], ClassScores] = softmax_scores,
+    read: Callable[[Tensor], ClassScores] = SoftmaxLoss.read,
 ) -> list[Instances]:
     """Read the detections; by default one from each query, its best class but "no object".
 
@@ -72,7 +51,8 @@ def detections(
     """
     # One by one: while a model is traced, each size is a tensor.
     sizes = torch.stack([torch.as_tensor(size, device=boxes.device) for size in image_sizes])
-    corners, scores, classes, _ = read_boxes(logits, boxes, sizes, read)
+    scores, classes, queries = read(logits)
+    corners = boxes_in_pixels(boxes, queries, sizes)
     results = []
     for index, size in enumerate(image_sizes):
         result = Instances(tuple(size))
