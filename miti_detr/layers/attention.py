@@ -66,25 +66,20 @@ class MultiHeadAttention(nn.Module):
         p = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
 
-    def _project(self, *inputs: Tensor) -> list[Tensor]:
-        """Apply the packed projection to query, key and, if given, value; split the heads."""
-        query, key, *value = inputs
+    def _project(self, query: Tensor, key: Tensor, *value: Tensor) -> list[Tensor]:
+        """Apply the packed projection and split the heads: (N, heads, L, C / heads) each."""
         width = self.out_proj.in_features
-        shared = query is key
-        sizes = [2 * width, width] if shared else [width] * 3
-        sources = [query, *value] if shared else [query, key, *value]
-        projected = self._apply_rows(sources, sizes)
-        if shared:
-            projected[:1] = projected[0].chunk(2, dim=-1)
-        return [self._split_heads(x) for x in projected]
+        if query is key:
+            both, *rest = self._apply_rows([query, *value], [2 * width, width])
+            projected = [*both.chunk(2, dim=-1), *rest]
+        else:
+            projected = self._apply_rows([query, key, *value], [width] * 3)
+        return [x.unflatten(-1, (self.nhead, -1)).transpose(1, 2) for x in projected]
 
     def _apply_rows(self, sources: list[Tensor], sizes: list[int]) -> list[Tensor]:
         """Apply ``sizes[i]`` rows of the packed projection, one after the other, to input i."""
         weights, biases = self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)
         return [F.linear(*each) for each in zip(sources, weights, biases, strict=False)]
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.nhead, -1)).transpose(1, 2)  # (N, heads, L, C / heads)
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -15,8 +15,8 @@ PADDING_MASK_RULES = ("ceil", "nearest")
 
 def feature_padding_mask(
     image_sizes: Sequence[tuple[int, int]] | Tensor,
-    padded_size: tuple[int, int],
-    grid_size: tuple[int, int],
+    padded_size: Sequence[int],
+    grid_size: Sequence[int],
     *,
     stride: int,
     rule: str,
@@ -42,23 +42,16 @@ def feature_padding_mask(
         ValueError: if ``rule`` is not one of :data:`PADDING_MASK_RULES`.
     """
     if rule not in PADDING_MASK_RULES:
-        raise ValueError(f"padding mask rule {rule!r} is not one of {PADDING_MASK_RULES}")
-    lengths = _lengths(image_sizes)
+        raise ValueError(f"MODEL.DETR.PADDING_MASK {rule!r} is not one of {PADDING_MASK_RULES}")
+    lengths = image_sizes
+    if not isinstance(lengths, Tensor):
+        # One by one: while a model is traced, each size is a tensor, and must stay in the graph.
+        lengths = torch.stack([torch.as_tensor(size) for size in lengths])
     axes = [
         _axis_padding(lengths[:, axis, None], padded_size[axis], grid_size[axis], stride, rule)
         for axis in (0, 1)
     ]
     return axes[0][:, :, None] | axes[1][:, None, :]
-
-
-def _lengths(image_sizes: Sequence[Sequence[int]] | Tensor) -> Tensor:
-    """Sizes as int64 (N, 2). While tracing they are tensors, and must stay a part of the graph."""
-    if isinstance(image_sizes, Tensor):
-        return image_sizes
-    if any(isinstance(side, Tensor) for size in image_sizes for side in size):
-        rows = [torch.stack([torch.as_tensor(side) for side in size]) for size in image_sizes]
-        return torch.stack(rows)
-    return torch.tensor([list(size) for size in image_sizes]).reshape(-1, 2)
 
 
 def _axis_padding(length: Tensor, padded: int, cells: int, stride: int, rule: str) -> Tensor:

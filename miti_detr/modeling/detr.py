@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from miti_detr.accelerate.exchange import is_recorded
 from miti_detr.accelerate.execution import PLAIN, Execution
+from miti_detr.accelerate.kept_features import batch_of_features
 from miti_detr.catalog import register_missing
 from miti_detr.layers import MLP, at_least_float32, build_position_encoding
 from miti_detr.model_keys import check_model_keys
@@ -263,7 +264,7 @@ class MitiDetr(nn.Module):
         :class:`~miti_detr.data.kept_features.FeatureStore`.
         """
         if "features" in batched_inputs[0]:
-            return self.backbone.batch_of_features(batched_inputs, like=self.pixel_mean)
+            return batch_of_features(batched_inputs, self.backbone.strides, like=self.pixel_mean)
         images = [
             (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std
             for x in batched_inputs

@@ -4,16 +4,15 @@ N images, H x W padded batch in pixels, h x w feature grid.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from detectron2.modeling import Backbone, ResNet
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from miti_detr.layers import PADDING_MASK_RULES, feature_padding_mask
+from miti_detr.accelerate.kept_features import KeptFeatures
+from miti_detr.layers import feature_padding_mask
 
 
 class Feature(NamedTuple):
@@ -29,26 +28,13 @@ class Feature(NamedTuple):
     mask: Tensor
 
 
-class KeptFeatures(ImageList):
-    """A batch whose features were computed before, of images that are not there.
-
-    Attributes:
-        tensor: (N, 3, H, W) without data.
-        features: (N, C', h, w) by name.
-    """
-
-    features: dict[str, Tensor]
-
-
 class MaskedBackbone(nn.Module):
     """A Detectron2 backbone that also returns which cells of its features are padding.
 
     Attributes:
-        body: the backbone.
         in_features: names of the outputs that are used, the one with the tokens of DETR last.
         channels: of each of these outputs.
         strides: of each of these outputs, in pixels per cell.
-        padding_mask: rule of :func:`miti_detr.layers.feature_padding_mask`.
         has_idle_parts: it may have parameters that these outputs do not need.
     """
 
@@ -71,7 +57,7 @@ class MaskedBackbone(nn.Module):
                 more padding than needed.
 
         Raises:
-            ValueError: if the backbone has no such output, or a value is not possible.
+            ValueError: if the backbone has no such output.
         """
         super().__init__()
         shapes = body.output_shape()
@@ -82,14 +68,6 @@ class MaskedBackbone(nn.Module):
             raise ValueError(
                 f"MODEL.DETR.IN_FEATURES is {list(in_features)}; use outputs of the backbone: "
                 f"{list(shapes)}"
-            )
-        if padding_mask not in PADDING_MASK_RULES:
-            raise ValueError(
-                f"MODEL.DETR.PADDING_MASK is {padding_mask!r}; use one of {PADDING_MASK_RULES}"
-            )
-        if size_divisibility < 0:
-            raise ValueError(
-                f"MODEL.DETR.SIZE_DIVISIBILITY is {size_divisibility}; it must be at least 0"
             )
         self.body = body
         self.size_divisibility = size_divisibility
@@ -132,44 +110,11 @@ class MaskedBackbone(nn.Module):
             )
         return ImageList.from_tensors(list(images), padding_constraints=constraints)
 
-    def batch_of_features(
-        self, batched_inputs: Sequence[Mapping[str, Any]], *, like: Tensor
-    ) -> KeptFeatures:
-        """Pad features of single images to one size.
-
-        Convolutions see the padding of a batch, but not that of these features, so images of
-        several sizes do not give exactly the features that they have in a batch.
-
-        Args:
-            batched_inputs: for each image ``features``, which are (C', h, w) by name, as the
-                backbone computes them for this image, and ``size``, its height and width in pixels.
-            like: the batch gets the type and device of this tensor.
-        """
-        features = [
-            {name: x["features"][name].to(like, non_blocking=True) for name in self.in_features}
-            for x in batched_inputs
-        ]
-        sizes = [tuple(x["size"]) for x in batched_inputs]
-        stride = self.strides[self.in_features[-1]]
-        shapes = [each[self.in_features[-1]].shape[-2:] for each in features]
-        height, width = (stride * max(sides) for sides in zip(*shapes, strict=True))
-        batch = KeptFeatures(torch.empty(len(sizes), 3, height, width, device="meta"), sizes)
-        batch.features = {
-            name: torch.stack([_pad(x[name], height // step, width // step) for x in features])
-            for name, step in self.strides.items()
-        }
-        return batch
-
     def mask_of(self, images: ImageList, feature: Tensor, stride: int) -> Tensor:
         """Padding mask (N, h, w) of a feature (N, C', h, w) with ``stride`` pixels per cell."""
-        height, width = feature.shape[-2:]
-        return feature_padding_mask(
-            images.image_sizes,
-            images.tensor.shape[-2:],
-            (height, width),
-            stride=stride,
-            rule=self.padding_mask,
-        )
+        padded, grid = images.tensor.shape[-2:], feature.shape[-2:]
+        sizes = images.image_sizes
+        return feature_padding_mask(sizes, padded, grid, stride=stride, rule=self.padding_mask)
 
     def padding_constraints(self) -> dict[str, int]:
         """Return the constraints on the size of a batch, in pixels.
@@ -194,7 +139,3 @@ class MaskedBackbone(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in the printed model."""
         return f"in_features={list(self.in_features)}, padding_mask={self.padding_mask}"
-
-
-def _pad(feature: Tensor, height: int, width: int) -> Tensor:
-    return F.pad(feature, (0, width - feature.shape[-1], 0, height - feature.shape[-2]))

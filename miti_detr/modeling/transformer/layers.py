@@ -5,6 +5,8 @@ queries and keys of attention in every layer, never to values.
 State-dict keys are those of facebookresearch/detr ``models/transformer.py`` at 29901c5.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from miti_detr.layers import MultiHeadAttention
@@ -74,25 +76,9 @@ class EncoderLayer(TransformerLayer):
 class DecoderLayer(TransformerLayer):
     """Self-attention among the queries, cross-attention to the tokens, feed-forward network."""
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int,
-        dropout: float,
-        pre_norm: bool,
-        layer_residual: str,
-    ) -> None:
-        """Make the layer; arguments as in :class:`ResidualTransformer`."""
-        super().__init__(
-            d_model=d_model,
-            nhead=nhead,
-            dim_feedforward=dim_feedforward,
-            dropout=dropout,
-            pre_norm=pre_norm,
-            layer_residual=layer_residual,
-        )
+    def __init__(self, *, d_model: int, nhead: int, dropout: float, **shared: Any) -> None:
+        """Make the layer; arguments as in :class:`TransformerLayer`."""
+        super().__init__(d_model=d_model, nhead=nhead, dropout=dropout, **shared)
         self.multihead_attn = MultiHeadAttention(d_model, nhead, dropout=dropout)
         self.norm3 = nn.LayerNorm(d_model)
 

@@ -82,8 +82,6 @@ def test_largest_stride_is_the_default_and_any_output_can_be_chosen():
     assert [feature.mask.shape for feature in both.values()] == [(1, 4, 8), (1, 2, 4)]
 
 
-def test_bad_arguments_are_named():
+def test_an_output_that_does_not_exist_is_named():
     with pytest.raises(ValueError, match=r"IN_FEATURES is \['p3'\].*'a', 'b'"):
         MaskedBackbone(TwoOutputs(), in_features=["p3"])
-    with pytest.raises(ValueError, match="PADDING_MASK is 'round'"):
-        MaskedBackbone(TwoOutputs(), padding_mask="round")
