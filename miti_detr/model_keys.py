@@ -114,6 +114,7 @@ def check_model_keys(cfg: CfgNode) -> None:
             f"MODEL.DETR.NUM_CLASSES, which is {detr.NUM_CLASSES}"
         )
     _check_shallow_resnet(cfg)
+    _check_lite0(cfg)
     _check_deformable(cfg)
     if not (detr.CLASS_WEIGHT or detr.L1_WEIGHT or detr.GIOU_WEIGHT):
         raise ValueError(
@@ -177,3 +178,15 @@ def _check_shallow_resnet(cfg: CfgNode) -> None:
                 f"MODEL.RESNETS.{key} is {resnet[key]}; with MODEL.RESNETS.DEPTH {resnet.DEPTH} it "
                 f"must be {only}"
             )
+
+
+def _check_lite0(cfg: CfgNode) -> None:
+    """The efficientnet_lite0 of timm has the same tensors, but pads images in another way."""
+    weights, name, network = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.NAME, "tf_efficientnet_lite0"
+    if weights != "package://efficientnet_lite0" or name == network:
+        return
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        raise ValueError(
+            f"MODEL.WEIGHTS {weights} are those of {network}, and MODEL.TIMM.NAME is {name}. Set "
+            f"MODEL.TIMM.NAME {network}"
+        )

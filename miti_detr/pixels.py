@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from detectron2.config import CfgNode
 from detectron2.utils.logger import log_first_n
 
 
@@ -24,6 +25,11 @@ class Pixels(NamedTuple):
     mean: Sequence[float]
     std: Sequence[float]
     channels: str = ""
+
+    @classmethod
+    def of_config(cls, cfg: CfgNode) -> "Pixels":
+        """Read how the model of a config takes images."""
+        return cls(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
 
 
 TORCHVISION = Pixels((123.675, 116.280, 103.530), (58.395, 57.120, 57.375), "RGB")

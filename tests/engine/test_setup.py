@@ -83,6 +83,7 @@ def test_faulty_files_are_named(tmp_path: Path) -> None:
         ("MODEL.PIXEL_STD", "[1, 1]"),
         ("MODEL.RESNETS.DEPTH", "51"),
         ("MODEL.RESNETS.DEPTH", "18"),
+        ("MODEL.RESNETS.RES5_DILATION", "4"),
         ("SOLVER.BASE_LR", "1e400"),
         ("SOLVER.GAMMA", "-1"),
         ("SOLVER.WARMUP_FACTOR", "-1"),

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from miti_detr.pixels import Pixels, warn_if_pixels_differ
 
-# timm's efficientnet_lite0 has the same tensors, but pads images in another way.
-_LITE0, _LITE0_WEIGHTS = "tf_efficientnet_lite0", "package://efficientnet_lite0"
 OUTPUT = "timm"  # name of the last output; earlier ones are timm0, timm1, ...
 
 
@@ -88,14 +86,7 @@ class TimmBackbone(Backbone):
 
 
 def require_timm(what: str) -> Any:
-    """Import timm.
-
-    Args:
-        what: needs it, for the message.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """Import timm; the ImportError where it is missing says that ``what`` needs it."""
     try:
         import timm
     except ImportError as error:
@@ -109,16 +100,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
     It returns all feature maps if masks need them (``MODEL.MASK_ON``) or ``MODEL.DETR.IN_FEATURES``
     chooses among them, otherwise the last one.
-
-    Raises:
-        ValueError: the weights of ``MODEL.WEIGHTS`` are those of another network.
     """
     keys = cfg.MODEL.TIMM
-    if cfg.MODEL.WEIGHTS == _LITE0_WEIGHTS and keys.NAME != _LITE0:
-        raise ValueError(
-            f"MODEL.WEIGHTS {_LITE0_WEIGHTS} are those of {_LITE0}, and MODEL.TIMM.NAME is "
-            f"{keys.NAME}. Set MODEL.TIMM.NAME {_LITE0}"
-        )
     backbone = TimmBackbone(
         keys.NAME,
         pretrained=keys.PRETRAINED,
@@ -129,8 +112,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     if keys.PRETRAINED:
         origin = backbone.net.pretrained_cfg
         mean, std = ([255 * x for x in origin[key]] for key in ("mean", "std"))
-        used = Pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT)
-        warn_if_pixels_differ(f"{keys.NAME} of timm", Pixels(mean, std, "RGB"), used)
+        expected = Pixels(mean, std, "RGB")
+        warn_if_pixels_differ(f"{keys.NAME} of timm", expected, Pixels.of_config(cfg))
     return backbone
 
 
