@@ -6,6 +6,8 @@ import operator
 import os
 import shutil
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -95,6 +97,12 @@ class Execution:
         if self.cuda_graphs:
             use_cuda_graphs(model.get_submodule("backbone.body"))
             use_cuda_graphs(model.get_submodule("transformer"))
+
+    def precision(self, model: Any) -> AbstractContextManager[Any]:
+        """Autocast of a detector in evaluation mode, if it is asked for."""
+        if model.training or self.inference_dtype is None:
+            return nullcontext()  # a disabled autocast would override the caller's
+        return torch.autocast(model.device.type, self.inference_dtype)
 
 
 _TF32 = {"default": None, "on": True, "off": False}

@@ -39,8 +39,9 @@ class ClassLoss(nn.Module):
     name: str
     num_columns: int
 
-    def init_bias(self, bias: Tensor) -> None:
-        """Initialise the bias (columns,) of a class head."""
+    def make_head(self, d_model: int) -> nn.Linear:
+        """Make the class head for decoder states of width C = ``d_model``."""
+        return nn.Linear(d_model, self.num_columns)
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cost of giving objects to queries.
@@ -157,9 +158,11 @@ class FocalLoss(ClassLoss):
         self.gamma = gamma
         self.max_detections = max_detections
 
-    def init_bias(self, bias: Tensor) -> None:
+    def make_head(self, d_model: int) -> nn.Linear:
         """Begin with a score of 0.01 for every class, most of which are absent."""
-        nn.init.constant_(bias, -math.log((1 - 0.01) / 0.01))
+        head = super().make_head(d_model)
+        nn.init.constant_(head.bias, -math.log((1 - 0.01) / 0.01))
+        return head
 
     def cost(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of the class if it is the query's, minus the loss if it is not."""

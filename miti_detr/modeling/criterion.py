@@ -108,11 +108,6 @@ class SetCriterion(nn.Module):
         self.box_loss = BoxLoss()
         self._whole_batch: Sequence[int] | None = None
 
-    @property
-    def empty_weight(self) -> Tensor:
-        """Class weights (K+1,) of the softmax loss."""
-        return self.class_loss.get_buffer("empty_weight")
-
     @contextlib.contextmanager
     def parts_of(self, counts: Sequence[int]) -> Iterator[None]:
         """Treat batches as parts of a larger one, with its normalisers, while entered.

@@ -4,7 +4,6 @@ N images padded to H x W pixels, h x w feature grid, Q queries, L layers, C widt
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -121,18 +120,12 @@ class MitiDetr(nn.Module):
         """Make the query embeddings and the heads of classes and boxes."""
         d_model = transformer.d_model
         self.query_embed = nn.Embedding(self.num_queries, d_model)
-        class_embed = nn.Linear(d_model, class_loss.num_columns)
-        class_loss.init_bias(class_embed.bias)
-        self.class_embed = class_embed
+        self.class_embed = class_loss.make_head(d_model)
         self.bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the parts that ``cfg`` names.
-
-        Raises:
-            ValueError: for values that are not supported.
-        """
+        """Build the parts that ``cfg`` names; a ValueError names values that are not supported."""
         check_model_keys(cfg)
         register_missing(cfg)
         detr = cfg.MODEL.DETR
@@ -148,11 +141,8 @@ class MitiDetr(nn.Module):
         )
         if cfg.SOLVER.BACKBONE_MULTIPLIER <= 0:
             backbone.requires_grad_(False)
-        warn_if_pixels_differ(
-            cfg.MODEL.WEIGHTS,
-            expected_pixels(cfg.MODEL.WEIGHTS),
-            Pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT),
-        )
+        weights = cfg.MODEL.WEIGHTS
+        warn_if_pixels_differ(weights, expected_pixels(weights), Pixels.of_config(cfg))
         transformer = cls.transformer_class(cfg)
         transformer.weights_residual = detr.WEIGHTS_RESIDUAL
         return {
@@ -244,18 +234,11 @@ class MitiDetr(nn.Module):
             batched_inputs: as in :meth:`forward`.
             all_layers: apply the heads to every decoder layer, not only to the last one.
         """
-        with self._precision():
+        with self.execution.precision(self):
             queries = self.embed_queries(batched_inputs)
             encoded = self.encode(images)
             decoded = self.decode(encoded, queries)
             return self.apply_heads(encoded, decoded if all_layers else decoded.last())
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        """Autocast in evaluation mode, if it is asked for."""
-        dtype = self.execution.inference_dtype
-        if self.training or dtype is None:
-            return nullcontext()  # a disabled autocast would override the caller's
-        return torch.autocast(self.device.type, dtype)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise images, then pad them with zeros at the bottom and right: (N, 3, H, W).

@@ -49,11 +49,5 @@ def targets_from_instances(
     sizes = torch.tensor([image.image_size[::-1] for image in instances])
     frames = sizes.repeat(1, 2).repeat_interleave(torch.tensor(counts), dim=0)
     boxes = box_xyxy_to_cxcywh(corners) / frames.to(corners)
-    return [
-        {"labels": image_labels, "boxes": image_boxes}
-        for image_labels, image_boxes in zip(
-            labels.to(device, non_blocking=True).split(counts),
-            boxes.to(device, non_blocking=True).split(counts),
-            strict=True,
-        )
-    ]
+    per_image = (x.to(device, non_blocking=True).split(counts) for x in (labels, boxes))
+    return [Target(labels=c, boxes=b) for c, b in zip(*per_image, strict=True)]

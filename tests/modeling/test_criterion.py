@@ -17,7 +17,7 @@ def criterion(case, **changes):
         matcher=HungarianMatcher(**weights),
         **{**weights, "no_object_weight": eos, **changes},
     ).double()
-    made.empty_weight[-1] = changes.get("no_object_weight", eos)  # a float64 0.1
+    made.class_loss.empty_weight[-1] = changes.get("no_object_weight", eos)  # a float64 0.1
     return made
 
 

@@ -109,8 +109,7 @@ class DeformableDetr(MitiDetr):
         At first a box is its reference, with a width and height of 0.12 if that is a point.
         """
         d_model = transformer.d_model
-        class_embed = nn.Linear(d_model, class_loss.num_columns)
-        class_loss.init_bias(class_embed.bias)
+        class_embed = class_loss.make_head(d_model)
         bbox_embed = MLP(d_model, d_model, 4, num_layers=3)
         for parameter in bbox_embed.layers[-1].parameters():
             nn.init.zeros_(parameter)

@@ -140,7 +140,7 @@ class SegmentationDetr(MitiDetr):
         count, queries = prediction.states.shape[:2]
         image = torch.arange(count, device=self.device).repeat_interleave(queries)
         query = torch.arange(queries, device=self.device).repeat(count)
-        with self._precision():
+        with self.execution.precision(self):
             masks = self.mask_logits(prediction, image, query)
         return dataclasses.replace(prediction, masks=masks.unflatten(0, (count, queries)))
 
@@ -266,7 +266,7 @@ class SegmentationDetr(MitiDetr):
     ) -> Iterator[Tensor]:
         """Mask logits of queries of a single image in its output frame, a few at a time."""
         for chunk in queries.split(_CHUNK) if len(queries) else ():
-            with self._precision():
+            with self.execution.precision(self):
                 logits = self.mask_logits(prediction, torch.zeros_like(chunk), chunk)
             logits = at_least_float32(logits)
             yield resize_logits(logits, padded=prediction.padded, image=image, output=output)
