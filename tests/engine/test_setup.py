@@ -70,6 +70,7 @@ def test_faulty_files_are_named(tmp_path: Path) -> None:
         ("MODEL.DETR.HIDDEN_DIM", "8.5"),
         ("MODEL.DETR.HIDDEN_DIM", "None"),
         ("MODEL.DETR.ENC_LAYERS", "-1"),
+        ("MODEL.DETR.DEC_LAYERS", "0"),
         ("MODEL.DETR.DROPOUT", "nan"),
         ("MODEL.DETR.DROPOUT", "1"),
         ("MODEL.DETR.DROPOUT", "9" * 400),

@@ -5,7 +5,6 @@ State-dict keys are those of fundamentalvision/Deformable-DETR ``models/deformab
 at 11169a6, without the heads that it repeats below the decoder.
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from miti_detr.layers import DeformableAttention, at_least_float32
 from miti_detr.modeling.stages import SetPrediction
 from miti_detr.modeling.transformer.residual import placements
+from miti_detr.modeling.transformer.stack import LayerStack
 
 from .boxes import embed_boxes, refine_boxes, token_boxes
 from .layers import DeformableDecoderLayer, DeformableEncoderLayer, LayerSizes
@@ -35,14 +35,6 @@ class DeformableStates(NamedTuple):
     boxes: Tensor
     memory: Tensor
     proposals: SetPrediction | None
-
-
-class LayerStack(nn.Module):
-    """Copies of a layer, one after another."""
-
-    def __init__(self, layer: nn.Module, num_layers: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
 
 
 class DeformableTransformer(nn.Module):
@@ -94,7 +86,6 @@ class DeformableTransformer(nn.Module):
         self.num_queries = num_queries
         self.box_refinement = box_refinement
         self.two_stage = two_stage
-        self.weights_residual = ""
         self.pre_norm = False
         self.layer_residual = layer_residual
         self.layer_residual_in = layer_residual_in

@@ -14,13 +14,17 @@ from .layers import DecoderLayer, EncoderLayer
 from .residual import placements
 
 
-class TransformerEncoder(nn.Module):
-    """Encoder layers, one after another, and a final norm in pre-norm models."""
+class LayerStack(nn.Module):
+    """Copies of a layer, one after another, and a final norm, if there is one."""
 
-    def __init__(self, layer: EncoderLayer, num_layers: int, norm: nn.Module | None) -> None:
+    def __init__(self, layer: nn.Module, num_layers: int, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.layers = _clones(layer, num_layers)
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
         self.norm = norm
+
+
+class TransformerEncoder(LayerStack):
+    """Encoder layers; pre-norm models have a final norm."""
 
     def forward(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
         """Run all layers: (N, n, C) to (N, n, C); arguments as :meth:`EncoderLayer.forward`."""
@@ -29,16 +33,13 @@ class TransformerEncoder(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
-class TransformerDecoder(nn.Module):
-    """Decoder layers, one after another; the final norm is applied to the output of each of them.
+class TransformerDecoder(LayerStack):
+    """Decoder layers, whose final norm is applied to the output of each of them.
 
     The next layer receives the output without the final norm, also in post-norm models.
     """
 
-    def __init__(self, layer: DecoderLayer, num_layers: int, norm: nn.Module) -> None:
-        super().__init__()
-        self.layers = _clones(layer, num_layers)
-        self.norm = norm
+    norm: nn.Module
 
     def forward(
         self,
@@ -49,18 +50,9 @@ class TransformerDecoder(nn.Module):
         memory_mask: Tensor | None,
         query_mask: Tensor | None = None,
     ) -> Tensor:
-        """Run all layers.
+        """Run all layers: (N, Q, C) to (L, N, Q, C), normalised.
 
-        Args:
-            x: initial query states (N, Q, C).
-            memory: encoder output (N, n, C).
-            pos: its position encoding (N, n, C).
-            query_pos: query embeddings (N, Q, C).
-            memory_mask: as in :meth:`DecoderLayer.forward`.
-            query_mask: as in :meth:`DecoderLayer.forward`.
-
-        Returns:
-            (L, N, Q, C), normalised.
+        Arguments as :meth:`DecoderLayer.forward`; ``pos`` (N, n, C) is the memory's encoding.
         """
         memory_key = memory + pos
         states = []
@@ -109,11 +101,6 @@ class ResidualTransformer(nn.Module):
             ValueError: for values outside these.
         """
         super().__init__()
-        if num_encoder_layers < 0 or num_decoder_layers < 1:
-            raise ValueError(
-                f"{num_encoder_layers} encoder and {num_decoder_layers} decoder layers: "
-                "MODEL.DETR.ENC_LAYERS must be 0 or more, MODEL.DETR.DEC_LAYERS 1 or more"
-            )
         shared: dict[str, Any] = {
             "d_model": d_model,
             "nhead": nhead,
@@ -134,7 +121,6 @@ class ResidualTransformer(nn.Module):
         )
         self.d_model = d_model
         self.nhead = nhead
-        self.weights_residual = ""
         self.pre_norm = pre_norm
         self.layer_residual = layer_residual
         self.layer_residual_in = layer_residual_in
@@ -198,7 +184,3 @@ class ResidualTransformer(nn.Module):
 
 def _tokens(grid: Tensor) -> Tensor:
     return grid.flatten(2).transpose(1, 2)  # (N, C, h, w) -> (N, n, C), row by row
-
-
-def _clones(layer: nn.Module, count: int) -> nn.ModuleList:
-    return nn.ModuleList(copy.deepcopy(layer) for _ in range(count))
