@@ -32,18 +32,21 @@ class Whole:
     Attributes:
         low: smallest value.
         high: largest value.
+        divisor: of all values.
     """
 
     low: int
     high: int = 10**9
+    divisor: int = 1
 
     def fits(self, value: Any) -> bool:
         """Return whether ``value`` obeys the rule."""
         is_whole = isinstance(value, int) and not isinstance(value, bool)
-        return is_whole and self.low <= value <= self.high
+        return is_whole and self.low <= value <= self.high and value % self.divisor == 0
 
     def __str__(self) -> str:
-        return f"an integer from {self.low} to {self.high}"
+        kind = "an integer" if self.divisor == 1 else f"a multiple of {self.divisor}"
+        return f"{kind} from {self.low} to {self.high}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,12 +68,12 @@ _OF_BACKBONE: dict[str, dict[str, Rule]] = {
     "build_detr_resnet_backbone": _RESNET,
     "build_resnet_fpn_backbone": {**_RESNET, "MODEL.FPN.OUT_CHANNELS": _CHANNELS},
     "build_swin_backbone": {
-        "MODEL.SWIN.EMBED_DIM": Whole(1, 4096),
+        "MODEL.SWIN.EMBED_DIM": Whole(32, 4096, divisor=32),  # the width of an attention head
         "MODEL.SWIN.DEPTHS": Each(Whole(1, 256), shortest=1, longest=8),
     },
     "build_vit_backbone": {
-        "MODEL.VIT.IMG_SIZE": Whole(16, 8192),
-        "MODEL.VIT.EMBED_DIM": Whole(1, 16384),
+        "MODEL.VIT.IMG_SIZE": Whole(16, 8192, divisor=16),  # the side of a patch
+        "MODEL.VIT.EMBED_DIM": Whole(64, 16384, divisor=64),  # the width of an attention head
     },
     "build_timm_backbone": {"MODEL.TIMM.NAME": Text()},
 }

@@ -1,8 +1,7 @@
 """Builders for Detectron2's Swin and ViT backbones, which have none for the config.
 
 Both are used as a plain backbone of one feature map; Detectron2 takes parts of them from timm.
-Weights: ``MODEL.WEIGHTS`` with
-``?matching_heuristics=True`` behind the file name, as in Detectron2.
+Weights: ``MODEL.WEIGHTS`` with ``?matching_heuristics=True`` behind the file name.
 """
 
 from detectron2.config import CfgNode
@@ -11,23 +10,16 @@ from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer, ViT
 
 from .timm import require_timm
 
-# Of all published sizes
-_HEAD_WIDTH = {"swin": 32, "vit": 64}
-# Probability of skipping the last block, less before it: Swin-T and ViT-B of the papers
-_DROP_PATH = {"swin": 0.2, "vit": 0.1}
-_SWIN_WINDOW = 7
-_VIT_PATCH = 16
 _VIT_DEPTHS = {1024: 24, 1280: 32}  # of ViT-L and ViT-H; 12 blocks at other widths
-_VIT_WINDOW = 14
 
 
 @BACKBONE_REGISTRY.register()
 def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
     """Detectron2's Swin Transformer from the keys ``MODEL.SWIN.*``, up to the stage that is used.
 
-    Its outputs are called ``p0`` to ``p3`` (strides 4 to 32); ``MODEL.DETR.IN_FEATURES`` chooses
-    one. ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes the patch embedding, 2 the first stage as well, and
-    so on.
+    Heads are 32 wide and windows have 7 x 7 tokens, as in all published sizes. Its outputs are
+    called ``p0`` to ``p3`` (strides 4 to 32); ``MODEL.DETR.IN_FEATURES`` chooses one.
+    ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes the patch embedding, 2 the first stage as well, ...
 
     Raises:
         ImportError: timm is not installed.
@@ -37,11 +29,6 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
     swin = cfg.MODEL.SWIN
     names = [f"p{i}" for i in range(len(swin.DEPTHS))]
     chosen = list(cfg.MODEL.DETR.IN_FEATURES) or names[-1:]
-    if _HEAD_WIDTH["swin"] > swin.EMBED_DIM or swin.EMBED_DIM % _HEAD_WIDTH["swin"]:
-        raise ValueError(
-            f"MODEL.SWIN.EMBED_DIM is {swin.EMBED_DIM}; it must be a multiple of "
-            f"{_HEAD_WIDTH['swin']}, the width of an attention head"
-        )
     if len(chosen) != 1 or chosen[0] not in names:
         raise ValueError(f"MODEL.DETR.IN_FEATURES is {chosen}; with Swin use one of {names}")
     last = names.index(chosen[0])
@@ -49,20 +36,16 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
         in_chans=input_shape.channels,
         embed_dim=swin.EMBED_DIM,
         depths=swin.DEPTHS[: last + 1],
-        num_heads=[swin.EMBED_DIM // _HEAD_WIDTH["swin"] * 2**i for i in range(last + 1)],
-        window_size=_SWIN_WINDOW,
-        drop_path_rate=_DROP_PATH["swin"],
+        num_heads=[swin.EMBED_DIM // 32 * 2**i for i in range(last + 1)],
+        window_size=7,
+        drop_path_rate=0.2,  # of the last block, as in Swin-T; less before it
         out_indices=(last,),
         frozen_stages=cfg.MODEL.BACKBONE.FREEZE_AT or -1,  # there 0 is the patch embedding
     )
 
 
 class SquareViT(ViT):
-    """Detectron2's ViT, whose padding constraints ask for square batches of one size.
-
-    Attributes:
-        square_size: pixels.
-    """
+    """Detectron2's ViT for square batches of ``square_size`` pixels."""
 
     square_size: int
 
@@ -85,24 +68,20 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SquareViT:
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: if the image is no multiple of the patch, or the width none of a head.
     """
     require_timm("build_vit_backbone")
     vit = cfg.MODEL.VIT
-    for key, divisor in (("IMG_SIZE", _VIT_PATCH), ("EMBED_DIM", _HEAD_WIDTH["vit"])):
-        if vit[key] < divisor or vit[key] % divisor:
-            raise ValueError(f"MODEL.VIT.{key} is {vit[key]}; it must be a multiple of {divisor}")
     depth = _VIT_DEPTHS.get(vit.EMBED_DIM, 12)
     whole_image = {round(depth * (i + 1) / 4) - 1 for i in range(4)}
     body = SquareViT(
         img_size=vit.IMG_SIZE,
-        patch_size=_VIT_PATCH,
+        patch_size=16,
         in_chans=input_shape.channels,
         embed_dim=vit.EMBED_DIM,
         depth=depth,
-        num_heads=vit.EMBED_DIM // _HEAD_WIDTH["vit"],
-        drop_path_rate=_DROP_PATH["vit"],
-        window_size=_VIT_WINDOW,
+        num_heads=vit.EMBED_DIM // 64,
+        drop_path_rate=0.1,  # of the last block, as in ViT-B; less before it
+        window_size=14,
         window_block_indexes=[i for i in range(depth) if i not in whole_image],
         use_rel_pos=True,
     )

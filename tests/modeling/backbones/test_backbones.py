@@ -178,14 +178,14 @@ def test_sizes_that_detectron2_backbones_need():
     ("overrides", "message"),
     [
         ((*SWIN, "MODEL.DETR.IN_FEATURES", ["p5"]), r"IN_FEATURES is \['p5'\]; with Swin"),
-        ((*SWIN, "MODEL.SWIN.EMBED_DIM", 48), "SWIN.EMBED_DIM is 48; it must be a multiple of 32"),
-        ((*VIT, "MODEL.VIT.IMG_SIZE", 90), "IMG_SIZE is 90; it must be a multiple of 16"),
+        ((*SWIN, "MODEL.SWIN.EMBED_DIM", 48), "SWIN.EMBED_DIM is 48.* a multiple of 32"),
+        ((*VIT, "MODEL.VIT.IMG_SIZE", 90), "IMG_SIZE is 90.* a multiple of 16"),
         ((*TIMM, "resnot"), "MODEL.TIMM.NAME is 'resnot'; timm says"),
     ],
 )
 def test_bad_values_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
-        build_backbone(tiny_config(*overrides))
+        build_model(tiny_config(*overrides))
 
 
 @pytest.mark.parametrize("overrides", [SWIN, VIT, (*TIMM, "test_resnet")])
