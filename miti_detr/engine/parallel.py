@@ -69,8 +69,11 @@ def part_of_batch(model: nn.Module, part: Batch, counts: Sequence[int]) -> Itera
     if len(part) == len(counts):
         yield 1.0
     elif isinstance(criterion, SetCriterion):
-        with criterion.parts_of(counts):
+        criterion.whole_batch = counts
+        try:
             yield 1.0
+        finally:
+            criterion.whole_batch = None
     else:
         yield len(part) / len(counts)
 

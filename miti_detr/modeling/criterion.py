@@ -3,8 +3,7 @@
 L decoder layers, N images, Q queries, K classes.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,7 +65,11 @@ class SetCriterion(nn.Module):
     In training with several processes both normalisers are means over the processes, so that the
     loss does not depend on how a batch is divided. (The published code averages only the number of
     objects and normalises the classification loss by each process' own batch; with one process they
-    agree.) For a batch that comes in parts, see :meth:`parts_of`.
+    agree.)
+
+    Attributes:
+        whole_batch: objects of each image in this process, while batches are parts of a larger one:
+            with its normalisers, the losses of the parts together are those of the larger batch.
 
     Source: DETR, sections 3.1 and A.2; facebookresearch/detr ``models/detr.py`` at 29901c5.
     """
@@ -106,22 +109,7 @@ class SetCriterion(nn.Module):
         self.deep_supervision = deep_supervision
         self.class_loss = class_loss or SoftmaxLoss(num_classes, no_object_weight=no_object_weight)
         self.box_loss = BoxLoss()
-        self._whole_batch: Sequence[int] | None = None
-
-    @contextlib.contextmanager
-    def parts_of(self, counts: Sequence[int]) -> Iterator[None]:
-        """Treat batches as parts of a larger one, with its normalisers, while entered.
-
-        The losses of all parts together are those of the larger batch.
-
-        Args:
-            counts: objects of each image of the larger batch, in this process.
-        """
-        self._whole_batch = counts
-        try:
-            yield
-        finally:
-            self._whole_batch = None
+        self.whole_batch: Sequence[int] | None = None
 
     def normalizers(
         self, counts: Tensor, num_queries: int, dtype: torch.dtype = torch.float32
@@ -218,8 +206,8 @@ class SetCriterion(nn.Module):
 
     def _shared_normalizers(self, counts: Tensor, logits: Tensor) -> Normalizers:
         """Normalisers of the whole batch, in training means over the processes."""
-        if self._whole_batch is not None:
-            counts = _on(counts.device, self._whole_batch)
+        if self.whole_batch is not None:
+            counts = _on(counts.device, self.whole_batch)
         found = self.normalizers(counts, logits.shape[2], logits.dtype)
         return Normalizers(*_mean_over_processes(*found)) if self.training else found
 

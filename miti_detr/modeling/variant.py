@@ -32,7 +32,7 @@ def describe_parts(model: Any) -> dict[str, Any]:
         "feature": feature,
         "stride": model.backbone.strides[feature],
         "num_classes": model.num_classes,
-        "class_loss": getattr(getattr(model.criterion, "class_loss", None), "name", "softmax"),
+        "class_loss": model.criterion.class_loss.name,
     }
 
 

@@ -108,21 +108,16 @@ class DecoderLayer(TransformerLayer):
         if self.pre_norm:
             z = self.norm1(x)
             y = x + self._self_attention(z, query_pos, query_mask)
-            c = y + self._cross_attention(self.norm2(y), memory, memory_key, query_pos, memory_mask)
+            c = y + self._cross_attention(self.norm2(y), query_pos, memory_key, memory, memory_mask)
             return self.residual.finish_pre_norm(x, z, c + self._feed_forward(self.norm3(c)))
         y = self.norm1(x + self._self_attention(x, query_pos, query_mask))
-        c = self.norm2(y + self._cross_attention(y, memory, memory_key, query_pos, memory_mask))
+        c = self.norm2(y + self._cross_attention(y, query_pos, memory_key, memory, memory_mask))
         return self.residual.finish_post_norm(x, c + self._feed_forward(c), self.norm3)
 
     def _cross_attention(
-        self,
-        x: Tensor,
-        memory: Tensor,
-        memory_key: Tensor,
-        query_pos: Tensor | None,
-        mask: Tensor | None,
+        self, x: Tensor, pos: Tensor | None, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
-        return self.dropout(self.multihead_attn(_add(x, query_pos), memory_key, memory, mask))
+        return self.dropout(self.multihead_attn(_add(x, pos), key, value, mask))
 
 
 def _add(x: Tensor, pos: Tensor | None) -> Tensor:
