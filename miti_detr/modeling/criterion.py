@@ -74,8 +74,6 @@ class SetCriterion(nn.Module):
     Source: DETR, sections 3.1 and A.2; facebookresearch/detr ``models/detr.py`` at 29901c5.
     """
 
-    class_loss: ClassLoss
-
     def __init__(
         self,
         *,
@@ -194,7 +192,9 @@ class SetCriterion(nn.Module):
         if is_logging():
             last = slice(len(query) - predicted.shape[1], None)  # the last layer's matches
             error = class_error(logits[-1, image[last], query[last]], labels[last])
-            self._log(error, cardinality_errors(logits, counts), suffix)
+            names = [f"diag/cardinality_error{each}{suffix}" for each in _suffixes(len(logits))]
+            errors = dict(zip(names, cardinality_errors(logits, counts).unbind(), strict=True))
+            log_scalars({"diag/class_error" + suffix: error, **errors})
         losses = {
             "loss_ce": self.class_weight * ce,
             "loss_bbox": self.l1_weight * l1,
@@ -210,12 +210,6 @@ class SetCriterion(nn.Module):
             counts = _on(counts.device, self.whole_batch)
         found = self.normalizers(counts, logits.shape[2], logits.dtype)
         return Normalizers(*_mean_over_processes(*found)) if self.training else found
-
-    def _log(self, class_error: Tensor, cardinality_errors: Tensor, suffix: str) -> None:
-        """Log diagnostics: a scalar, and (L,)."""
-        named = zip(_suffixes(len(cardinality_errors)), cardinality_errors.unbind(), strict=True)
-        errors = {f"diag/cardinality_error{each}{suffix}": error for each, error in named}
-        log_scalars({"diag/class_error" + suffix: class_error, **errors})
 
     def extra_repr(self) -> str:
         """Show the weights in the printed model."""

@@ -35,13 +35,7 @@ class HungarianMatcher(nn.Module):
         giou_weight: float = 2.0,
         class_cost: Callable[[Tensor, Tensor], Tensor] = SoftmaxLoss.cost,
     ) -> None:
-        """Set the weights of the three costs.
-
-        Args:
-            class_weight: weight of the cost of the class.
-            l1_weight: weight of the L1 distance of the boxes.
-            giou_weight: weight of their generalised IoU.
-            class_cost: of :class:`~miti_detr.modeling.classification.ClassLoss`.
+        """Set the weights; ``class_cost`` is that of a class loss.
 
         Raises:
             ValueError: if all are 0, which would match at random.
@@ -103,10 +97,3 @@ class HungarianMatcher(nn.Module):
             box_cxcywh_to_xyxy(boxes)[:, :, :, None], box_cxcywh_to_xyxy(truth)[None, :, None]
         )
         return self.l1_weight * l1 + self.class_weight * class_cost - self.giou_weight * giou
-
-    def extra_repr(self) -> str:
-        """Show the weights in the printed model."""
-        return (
-            f"class_weight={self.class_weight}, l1_weight={self.l1_weight}, "
-            f"giou_weight={self.giou_weight}"
-        )

@@ -53,25 +53,18 @@ def detections(
     sizes = torch.stack([torch.as_tensor(size, device=boxes.device) for size in image_sizes])
     scores, classes, queries = read(logits)
     corners = boxes_in_pixels(boxes, queries, sizes)
-    results = []
-    for index, size in enumerate(image_sizes):
-        result = Instances(tuple(size))
-        result.pred_boxes = Boxes(corners[index])
-        result.scores = scores[index]
-        result.pred_classes = classes[index]
-        results.append(result)
-    return results
+    per_image = zip(image_sizes, corners.unbind(), scores.unbind(), classes.unbind(), strict=True)
+    return [
+        Instances(tuple(size), pred_boxes=Boxes(box), scores=score, pred_classes=label)
+        for size, box, score, label in per_image
+    ]
 
 
 def check_finite(results: Sequence[Instances], batched_inputs: Sequence[dict[str, Any]]) -> None:
     """Refuse detections that are not numbers, which Detectron2's post-processing only drops.
 
-    Args:
-        results: of :func:`detections`.
-        batched_inputs: Detectron2's inputs of the same images.
-
     Raises:
-        ValueError: names the image.
+        ValueError: names the image, as the ``batched_inputs`` of Detectron2 do.
     """
     for result, inputs in zip(results, batched_inputs, strict=True):
         scores, boxes = result.scores, result.pred_boxes.tensor
