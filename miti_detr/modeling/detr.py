@@ -96,6 +96,8 @@ class MitiDetr(nn.Module):
         self.position_encoding = position_encoding
         self.input_proj = self.make_input_proj(transformer)
         self.transformer = transformer
+        # Layer residual of weights that do not record theirs; "": they are DETR's.
+        self.weights_residual: str = getattr(transformer, "weights_residual", "")
         self.make_heads(transformer, criterion.class_loss)
         self.criterion = criterion
         self.read_classes = criterion.class_loss.read
@@ -157,11 +159,6 @@ class MitiDetr(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
             "execution": Execution.from_config(cfg),
         }
-
-    @property
-    def weights_residual(self) -> str:
-        """Layer residual of weights that do not record theirs; "": they are DETR's."""
-        return getattr(self.transformer, "weights_residual", "")
 
     @property
     def variant(self) -> dict[str, Any]:

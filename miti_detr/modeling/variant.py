@@ -10,23 +10,13 @@ from .transformer import LayerResidual
 def describe_parts(model: Any) -> dict[str, Any]:
     """Describe the parts of a ``MitiDetr``, in plain values.
 
-    Args:
-        model: with the parts ``backbone``, ``transformer``, ``position_encoding`` and
-            ``criterion``. What a transformer of another class does not know is left out.
+    What a transformer of another class does not know is left out.
     """
-    feature = model.backbone.in_features[-1]
-    attributes = {
-        "layer_residual": "layer_residual",
-        "layer_residual_in": "layer_residual_in",
-        "pre_norm": "pre_norm",
-        "nheads": "nhead",
-    }
+    transformer, feature = model.transformer, model.backbone.in_features[-1]
+    names = {name: name for name in ("layer_residual", "layer_residual_in", "pre_norm")}
+    names["nheads"] = "nhead"
     return {
-        **{
-            name: getattr(model.transformer, attribute)
-            for name, attribute in attributes.items()
-            if hasattr(model.transformer, attribute)
-        },
+        **{key: getattr(transformer, x) for key, x in names.items() if hasattr(transformer, x)},
         "padding_mask": model.backbone.padding_mask,
         "position_embedding": getattr(model.position_encoding, "name", "unknown"),
         "feature": feature,

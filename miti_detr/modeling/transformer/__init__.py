@@ -1,12 +1,11 @@
 """The transformer and its layer residual."""
 
 from .layers import DecoderLayer, EncoderLayer, TransformerLayer
-from .residual import LAYER_RESIDUAL_STACKS, LAYER_RESIDUALS, LayerResidual
+from .residual import LAYER_RESIDUALS, LayerResidual
 from .stack import ResidualTransformer, TransformerDecoder, TransformerEncoder
 
 __all__ = [
     "LAYER_RESIDUALS",
-    "LAYER_RESIDUAL_STACKS",
     "DecoderLayer",
     "EncoderLayer",
     "LayerResidual",

@@ -45,14 +45,10 @@ LAYER_RESIDUAL_STACKS = ("both", "encoder", "decoder")
 
 
 def placements(layer_residual: str, layer_residual_in: str) -> tuple[str, str]:
-    """Placement in the encoder and in the decoder.
-
-    Args:
-        layer_residual: one of :data:`LAYER_RESIDUALS`.
-        layer_residual_in: one of :data:`LAYER_RESIDUAL_STACKS`; the other stack is DETR's.
+    """Placement in the encoder and in the decoder; a stack without the layer residual is DETR's.
 
     Raises:
-        ValueError: for another stack.
+        ValueError: if ``layer_residual_in`` is not one of :data:`LAYER_RESIDUAL_STACKS`.
     """
     if layer_residual_in not in LAYER_RESIDUAL_STACKS:
         raise ValueError(
@@ -97,8 +93,7 @@ class LayerResidual(nn.Module):
 
     @strength.setter
     def strength(self, strength: float) -> None:
-        factor = None if strength == 1 else torch.tensor(strength, dtype=torch.float64)
-        self._factor = factor
+        self._factor = None if strength == 1 else torch.tensor(strength, dtype=torch.float64)
 
     def finish_post_norm(self, x: Tensor, total: Tensor, last_norm: nn.Module) -> Tensor:
         """Output of a post-norm layer.

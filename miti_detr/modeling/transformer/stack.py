@@ -109,16 +109,11 @@ class ResidualTransformer(nn.Module):
             "pre_norm": pre_norm,
         }
         in_encoder, in_decoder = placements(layer_residual, layer_residual_in)
-        self.encoder = TransformerEncoder(
-            EncoderLayer(**shared, layer_residual=in_encoder),
-            num_encoder_layers,
-            nn.LayerNorm(d_model) if pre_norm else None,
-        )
-        self.decoder = TransformerDecoder(
-            DecoderLayer(**shared, layer_residual=in_decoder),
-            num_decoder_layers,
-            nn.LayerNorm(d_model),
-        )
+        encoder_layer = EncoderLayer(**shared, layer_residual=in_encoder)
+        decoder_layer = DecoderLayer(**shared, layer_residual=in_decoder)
+        encoder_norm = nn.LayerNorm(d_model) if pre_norm else None
+        self.encoder = TransformerEncoder(encoder_layer, num_encoder_layers, encoder_norm)
+        self.decoder = TransformerDecoder(decoder_layer, num_decoder_layers, nn.LayerNorm(d_model))
         self.d_model = d_model
         self.nhead = nhead
         self.pre_norm = pre_norm
@@ -172,11 +167,7 @@ class ResidualTransformer(nn.Module):
         return states, memory.transpose(1, 2).unflatten(2, src.shape[-2:])
 
     def _reset_parameters(self) -> None:
-        """Xavier-uniform for every matrix, as published.
-
-        Called after the layers are cloned. It does not change the biases, which are therefore equal
-        in all layers.
-        """
+        """Xavier-uniform for every matrix, as published; biases stay equal in all layers."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
