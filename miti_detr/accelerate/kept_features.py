@@ -1,7 +1,9 @@
 """Batches of features that the backbone has computed before, instead of images.
 
-What is computed: nothing; a frozen backbone gives the same features in each pass over the data, and
-``MODEL.BACKBONE.CACHE_FEATURES`` keeps them in files (``data/kept_features.py``).
+A frozen backbone gives the same features in each pass over the data.
+``MODEL.BACKBONE.CACHE_FEATURES`` keeps them in files (``data/kept_features.py``), of which batches
+are made here.
+
 How exact: convolutions see the padding of a batch, but not that of these features, so images of
 several sizes do not give exactly the features that they have in a batch.
 """

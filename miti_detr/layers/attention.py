@@ -58,8 +58,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (N, heads, Lq, Lk); each row sums to 1.
         """
-        q, k = self._project(query, key)
-        return attention_weights(q, k, mask)
+        return attention_weights(*self._project(query, key), mask)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention per head, (N, heads, L, C / heads) each."""

@@ -20,7 +20,6 @@ class SinePositionEncoding(nn.Module):
     """
 
     name = "sine"
-
     wavelengths: Tensor
 
     def __init__(self, num_pos_feats: int, *, centred: bool = False) -> None:

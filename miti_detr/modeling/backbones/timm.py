@@ -70,8 +70,7 @@ class TimmBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         """The stride: some of these networks drop the rest of a larger image."""
-        stride: int = self._shapes[OUTPUT].stride
-        return stride
+        return int(self._shapes[OUTPUT].stride)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of the outputs."""
