@@ -58,7 +58,8 @@ class MultiHeadAttention(nn.Module):
         Returns:
             (N, heads, Lq, Lk); each row sums to 1.
         """
-        return attention_weights(*self._project(query, key), mask)
+        q, k = self._project(query, key)
+        return attention_weights(q, k, mask)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention per head, (N, heads, L, C / heads) each."""
