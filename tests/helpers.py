@@ -72,15 +72,6 @@ def training_input(
     }
 
 
-def match_images(
-    matcher: nn.Module, logits: torch.Tensor, boxes: torch.Tensor, targets: list[Any]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Queries and objects that are matched in each image, for logits (N, Q, columns)."""
-    _, image, query, target = matcher(logits[None], boxes[None], targets)
-    images = [image == index for index in range(len(targets))]
-    return [(query[of_image], target[of_image]) for of_image in images]
-
-
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Compute with this many threads of torch."""

@@ -1,7 +1,7 @@
 """Building blocks of the model, which use torch only: no Detectron2, no config."""
 
 from .attention import MultiHeadAttention, attention_weights
-from .boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou, inverse_sigmoid
+from .boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh, generalized_box_iou
 from .deformable_attention import DeformableAttention, deformable_attention
 from .mlp import MLP
 from .padding_mask import PADDING_MASK_RULES, feature_padding_mask
@@ -27,5 +27,4 @@ __all__ = [
     "deformable_attention",
     "feature_padding_mask",
     "generalized_box_iou",
-    "inverse_sigmoid",
 ]

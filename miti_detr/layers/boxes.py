@@ -19,11 +19,6 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
-def inverse_sigmoid(x: Tensor) -> Tensor:
-    """Logit of values in [0, 1], which stay finite: 0 and 1 count as 1e-5 away from the border."""
-    return x.clamp(min=1e-5).log() - (1 - x).clamp(min=1e-5).log()
-
-
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Generalised IoU of boxes, element by element after broadcasting.
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 class SinePositionEncoding(nn.Module):
     """Sines and cosines of the cell's row and column among the cells that are not padding.
 
-    Rows and columns of each image are scaled to (0, 2 pi].
     Channels: F of the row (y), then F of the column (x); in each block sine and cosine alternate.
     They are computed in float32, whatever the precision of the model, as published.
     """
@@ -22,11 +21,14 @@ class SinePositionEncoding(nn.Module):
     name = "sine"
     wavelengths: Tensor
 
-    def __init__(self, num_pos_feats: int, *, centred: bool = False) -> None:
+    def __init__(
+        self, num_pos_feats: int, *, normalize: bool = True, centred: bool = False
+    ) -> None:
         """Make the encoding.
 
         Args:
             num_pos_feats: F, features per axis; even.
+            normalize: scale rows and columns of each image to (0, 2 pi].
             centred: count cells 0.5, 1.5, ... instead of 1, 2, ..., as Deformable-DETR does.
 
         Raises:
@@ -37,6 +39,7 @@ class SinePositionEncoding(nn.Module):
             raise ValueError(
                 f"num_pos_feats must be even, not {num_pos_feats}: sine and cosine come in pairs"
             )
+        self.normalize = normalize
         self.shift = 0.5 if centred else 0.0
         # Of the pairs: t_{2j} = t_{2j+1} = 10000^(2j / F)
         exponent = torch.arange(0, num_pos_feats, 2, dtype=torch.float32) / num_pos_feats
@@ -55,8 +58,9 @@ class SinePositionEncoding(nn.Module):
         return torch.cat([self._features(valid, axis) for axis in (1, 2)], dim=1)
 
     def _features(self, valid: Tensor, axis: int) -> Tensor:
-        total = valid.sum(axis, keepdim=True)
-        position = (valid.cumsum(axis) - self.shift) / (total + 1e-6) * (2 * math.pi)
+        position = valid.cumsum(axis) - self.shift
+        if self.normalize:
+            position = position / (valid.sum(axis, keepdim=True) + 1e-6) * (2 * math.pi)
         angle = position[:, None] / self.wavelengths.float()[:, None, None]  # (N, F/2, h, w)
         return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1, 2)
 

@@ -124,10 +124,6 @@ class SoftmaxLoss(ClassLoss):
         queries = torch.arange(logits.shape[1], device=logits.device).expand_as(classes)
         return ClassScores(scores, classes, queries)
 
-    def extra_repr(self) -> str:
-        """Show the weight in the printed model."""
-        return f"no_object_weight={self.empty_weight[-1]:g}"
-
 
 class FocalLoss(ClassLoss):
     """Sigmoid focal loss: each class by itself, and no column for "no object".
@@ -187,10 +183,6 @@ class FocalLoss(ClassLoss):
         scores = logits.float().sigmoid().flatten(1)
         scores, index = scores.topk(min(self.max_detections, scores.shape[1]))
         return ClassScores(scores, index % self.num_columns, index // self.num_columns)
-
-    def extra_repr(self) -> str:
-        """Show the parameters in the printed model."""
-        return f"alpha={self.alpha}, gamma={self.gamma}, max_detections={self.max_detections}"
 
 
 def build_class_loss(cfg: CfgNode) -> ClassLoss:

@@ -109,6 +109,11 @@ class SetCriterion(nn.Module):
         self.box_loss = BoxLoss()
         self.whole_batch: Sequence[int] | None = None
 
+    @property
+    def empty_weight(self) -> Tensor:
+        """Class weights (K+1,) of the softmax loss."""
+        return self.class_loss.get_buffer("empty_weight")
+
     def normalizers(
         self, counts: Tensor, num_queries: int, dtype: torch.dtype = torch.float32
     ) -> Normalizers:
@@ -175,7 +180,7 @@ class SetCriterion(nn.Module):
         suffix: str,
     ) -> dict[str, Tensor]:
         """Weighted losses by name, each (L,) or (1,)."""
-        matches = self.matcher(logits, boxes, targets)
+        matches = self.matcher.match_layers(logits, boxes, targets)
         layer, image, query, target = matches.to(logits.device, non_blocking=True)
         counts = _on(logits.device, [len(t["labels"]) for t in targets])
         target = target + (counts.cumsum(0) - counts)[image]  # counted over the whole batch
@@ -210,14 +215,6 @@ class SetCriterion(nn.Module):
             counts = _on(counts.device, self.whole_batch)
         found = self.normalizers(counts, logits.shape[2], logits.dtype)
         return Normalizers(*_mean_over_processes(*found)) if self.training else found
-
-    def extra_repr(self) -> str:
-        """Show the weights in the printed model."""
-        return (
-            f"num_classes={self.num_classes}, class_weight={self.class_weight}, "
-            f"l1_weight={self.l1_weight}, giou_weight={self.giou_weight}, "
-            f"deep_supervision={self.deep_supervision}"
-        )
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:

@@ -48,8 +48,20 @@ class HungarianMatcher(nn.Module):
         self.giou_weight = giou_weight
         self.class_cost = class_cost
 
+    def forward(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Match the predictions of one decoder layer, (N, Q, columns) and (N, Q, 4).
+
+        Returns:
+            For each image the matched queries, ascending, and their objects: int64 on the CPU.
+        """
+        _, image, query, target = self.match_layers(logits[None], boxes[None], targets)
+        counts = image.bincount(minlength=len(targets)).tolist()
+        return list(zip(query.split(counts), target.split(counts), strict=True))
+
     @torch.no_grad()
-    def forward(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+    def match_layers(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
         """Match the predictions of several decoder layers, each independently.
 
         Args:
@@ -59,8 +71,7 @@ class HungarianMatcher(nn.Module):
 
         Returns:
             (4, M) int64 on the CPU: layer, image, query and object (counted within its image) of
-            the M matches, ordered by layer, image and query. Each image has min(Q, T_i) in each
-            layer; other queries, and with T_i > Q other objects, stay unmatched.
+            the M matches, ordered by the first three: min(Q, T_i) for each image of each layer.
         """
         counts = [len(target["labels"]) for target in targets]
         if not sum(counts):
@@ -82,7 +93,7 @@ class HungarianMatcher(nn.Module):
     def costs(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
         """Costs (L, N, Q, max T_i) of all layers and images; columns >= T_i are undefined.
 
-        Arguments as in :meth:`forward`.
+        Arguments as in :meth:`match_layers`.
         """
         labels = nn.utils.rnn.pad_sequence([t["labels"] for t in targets], batch_first=True)
         target_boxes = nn.utils.rnn.pad_sequence([t["boxes"] for t in targets], batch_first=True)

@@ -12,10 +12,11 @@ from tests.helpers import load_golden
 GOLDEN = load_golden("positions")
 
 
-def test_sine_equals_published():
-    encoding = SinePositionEncoding(16)(GOLDEN["in.mask"])
+@pytest.mark.parametrize(("normalize", "name"), [(True, "normalized"), (False, "unnormalized")])
+def test_sine_equals_published(normalize, name):
+    encoding = SinePositionEncoding(16, normalize=normalize)(GOLDEN["in.mask"])
     torch.testing.assert_close(
-        encoding, GOLDEN["sine.normalized"].float(), rtol=0, atol=2e-6, check_dtype=False
+        encoding, GOLDEN[f"sine.{name}"].float(), rtol=0, atol=2e-6, check_dtype=False
     )
 
 

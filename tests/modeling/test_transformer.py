@@ -231,6 +231,7 @@ def test_padded_tokens_and_query_order_do_not_matter():
     [
         ({"layer_residual": "after"}, "'after' is not one of none, before_norm, after_norm"),
         ({"layer_residual_in": "all"}, "'all' is not one of both, encoder, decoder"),
+        ({"num_decoder_layers": 0}, "DEC_LAYERS 1 or more"),
         ({"nhead": 5}, "not divisible by MODEL.DETR.NHEADS 5"),
     ],
 )

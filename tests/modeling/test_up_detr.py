@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from miti_detr.data.patches import PATCH_CLASS as CLASS_IN_DATA
 from miti_detr.modeling.pretrain import PATCH_CLASS, group_mask
 from miti_detr.modeling.pretrain.up_detr import feature_losses
-from tests.helpers import match_images, tiny_config, training_input
+from tests.helpers import tiny_config, training_input
 from tests.modeling.backbones.test_backbones import FPN_KEYS
 from tests.modeling.test_detr import config_of, trainable
 
@@ -170,9 +170,7 @@ def test_losses_equal_the_published_way(deep):
     assert len(losses) == (8 if deep else 4)
     for layer, suffix in ((0, "_0"), (1, ""))[0 if deep else 1 :]:
         features = F.normalize(made.feature_align(prediction.states[layer]), dim=-1)
-        matches = match_images(
-            made.criterion.matcher, prediction.logits[layer], prediction.boxes[layer], targets
-        )
+        matches = made.criterion.matcher(prediction.logits[layer], prediction.boxes[layer], targets)
         total = torch.zeros(())
         for n, (query, target) in enumerate(matches):
             wanted = F.normalize(prediction.patch_features[n][target], dim=-1)
@@ -194,7 +192,7 @@ def test_a_patch_can_be_matched_with_its_own_queries_alone(queries, patches):
     boxes[0, 0, ::group] = targets[0]["boxes"] + 0.01
     for own in (False, True):
         matcher = model(queries, patches, "MODEL.UP_DETR.MATCH_OWN", own).criterion.matcher
-        _, _, query, patch = matcher(logits, boxes, targets)
+        _, _, query, patch = matcher.match_layers(logits, boxes, targets)
         assert (query // group).tolist() == sorted((query // group).tolist())
         assert torch.equal(query // group, patch) == own
         if own:

@@ -109,7 +109,9 @@ def _match(model: Any, inputs: list[dict[str, Any]]) -> np.ndarray:
     )
     counts = np.array([len(target["labels"]) for target in targets])
     first = np.cumsum(counts) - counts
-    layer, image, query, target = model.criterion.matcher(logits, boxes, targets).numpy()
+    layer, image, query, target = model.criterion.matcher.match_layers(
+        logits, boxes, targets
+    ).numpy()
     queries = np.full((len(logits), counts.sum()), -1)
     queries[layer, first[image] + target] = query
     return queries

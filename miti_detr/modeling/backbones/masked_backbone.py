@@ -135,7 +135,3 @@ class MaskedBackbone(nn.Module):
             "size_divisibility": math.lcm(*(max(divisor, 1) for divisor in divisors)),
             "square_size": asked.get("square_size", 0),
         }
-
-    def extra_repr(self) -> str:
-        """Show the settings in the printed model."""
-        return f"in_features={list(self.in_features)}, padding_mask={self.padding_mask}"

@@ -24,9 +24,13 @@ def build_detr_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     blocks, for small models.
 
     Raises:
-        ValueError: a network of basic blocks cannot be dilated.
+        ValueError: for a depth or dilation that it does not know.
     """
     resnets = cfg.MODEL.RESNETS
+    if resnets.DEPTH not in NUM_BLOCKS:
+        raise ValueError(f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}; use one of {list(NUM_BLOCKS)}")
+    if resnets.RES5_DILATION not in (1, 2):
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is {resnets.RES5_DILATION}; use 1 or 2")
     stem = BasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, resnets.NORM)
     stages = []
     in_channels = resnets.STEM_OUT_CHANNELS

@@ -12,11 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miti_detr.layers import at_least_float32, inverse_sigmoid
+from miti_detr.layers import at_least_float32
 
 from .pyramid import Pyramid
 
 PROPOSAL_SIDE = 0.05  # of the first level, doubled by each further one
+
+
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """Logit of values in [0, 1], which stay finite: 0 and 1 count as 1e-5 away from the border."""
+    return x.clamp(min=1e-5).log() - (1 - x).clamp(min=1e-5).log()
 
 
 def refine_boxes(states: Tensor, references: Tensor, bbox_embed: nn.Module) -> Tensor:

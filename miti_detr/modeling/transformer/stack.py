@@ -101,6 +101,8 @@ class ResidualTransformer(nn.Module):
             ValueError: for values outside these.
         """
         super().__init__()
+        if num_encoder_layers < 0 or num_decoder_layers < 1:
+            raise ValueError("MODEL.DETR.ENC_LAYERS must be 0 or more, DEC_LAYERS 1 or more")
         shared: dict[str, Any] = {
             "d_model": d_model,
             "nhead": nhead,

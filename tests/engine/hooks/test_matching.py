@@ -13,7 +13,7 @@ from miti_detr.data import build_train_loader
 from miti_detr.engine import Trainer, setup_config
 from miti_detr.engine.hooks import MatchingRecorder, StepLog
 from tests.engine.stub import config
-from tests.helpers import ROOT, match_images
+from tests.helpers import ROOT
 from tests.small_shapes import small_shapes
 
 SMALL = {
@@ -98,7 +98,7 @@ def test_recorded_queries_are_those_of_the_matcher(tmp_path: Path) -> None:
         count = len(boxes)
         for layer in range(2):
             one = prediction.logits[layer, image, None], prediction.boxes[layer, image, None]
-            ((query, index),) = match_images(model.criterion.matcher, *one, [target])
+            ((query, index),) = model.criterion.matcher(*one, [target])
             expected = torch.full((count,), -1).scatter(0, index, query)
             assert recorded[layer, first : first + count].tolist() == expected.tolist()
         first += count

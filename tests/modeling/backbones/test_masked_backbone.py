@@ -55,9 +55,17 @@ def test_dc5_has_published_dilations():
     assert backbone(torch.zeros(1, 3, 64, 64))["res5"].shape == (1, 2048, 4, 4)
 
 
-def test_a_shallow_resnet_cannot_be_dilated():
-    with pytest.raises(ValueError, match=r"needs .*DEPTH 50"):
-        build_detr_resnet_backbone(resnet_config(18, "MODEL.RESNETS.RES5_DILATION", 2), RGB)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("MODEL.RESNETS.DEPTH", 20), "DEPTH is 20; use one of"),
+        (("MODEL.RESNETS.RES5_DILATION", 4), "RES5_DILATION is 4; use 1 or 2"),
+        (("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES5_DILATION", 2), "needs .*DEPTH 50"),
+    ],
+)
+def test_bad_resnet_values_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build_detr_resnet_backbone(resnet_config(50, *overrides), RGB)
 
 
 def test_largest_stride_is_the_default_and_any_output_can_be_chosen():

@@ -10,7 +10,7 @@ from miti_detr.modeling.deformable import Pyramid
 from miti_detr.modeling.deformable.boxes import embed_boxes, token_boxes
 from miti_detr.modeling.postprocess import detections
 from tests.fill import filled, image
-from tests.helpers import build_on_meta, load_golden, match_images, training_input
+from tests.helpers import build_on_meta, load_golden, training_input
 
 from .helpers import KINDS, coco_config, filled_once, tiny
 
@@ -86,7 +86,7 @@ def test_matching_and_detections_equal_published(golden):
     logits, boxes = prediction.logits[-1:], prediction.boxes[-1:]
     cost = model.criterion.matcher.costs(logits, boxes, targets())[0, 0]
     torch.testing.assert_close(cost, GOLDEN["base.cost0"], rtol=1e-5, atol=1e-5)
-    query, target = match_images(model.criterion.matcher, logits[0], boxes[0], targets())[0]
+    query, target = model.criterion.matcher(logits[0], boxes[0], targets())[0]
     torch.testing.assert_close(query, GOLDEN["base.pred_index0"], rtol=0, atol=0)
     torch.testing.assert_close(target, GOLDEN["base.target_index0"], rtol=0, atol=0)
     found = detections(logits[0], boxes[0], [(480, 640), (333, 500)], model.read_classes)

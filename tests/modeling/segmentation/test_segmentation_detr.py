@@ -15,7 +15,7 @@ from pycocotools import mask as mask_util
 
 from miti_detr.modeling import MitiDetr
 from miti_detr.modeling.segmentation import SegmentationDetr
-from tests.helpers import match_images, tiny_config
+from tests.helpers import tiny_config
 from tests.modeling.backbones.test_backbones import FPN_KEYS
 from tests.modeling.segmentation.helpers import MASKS, mask_config, mask_input, mask_model
 
@@ -53,9 +53,7 @@ def test_losses_are_those_of_all_queries(points):
     if points:
         return
     targets = made.targets(inputs, torch.float32)
-    pairs = match_images(
-        made.criterion.matcher, prediction.logits[-1], prediction.boxes[-1], targets
-    )
+    pairs = made.criterion.matcher(prediction.logits[-1], prediction.boxes[-1], targets)
     focal, dice = torch.zeros(()), torch.zeros(())
     for masks, (queries, objects), item in zip(prediction.masks, pairs, inputs, strict=True):
         height, width = item["instances"].image_size
