@@ -53,10 +53,9 @@ def detections(
     sizes = torch.stack([torch.as_tensor(size, device=boxes.device) for size in image_sizes])
     scores, classes, queries = read(logits)
     corners = boxes_in_pixels(boxes, queries, sizes)
-    per_image = zip(image_sizes, corners.unbind(), scores.unbind(), classes.unbind(), strict=True)
-    return [
-        Instances(tuple(size), pred_boxes=Boxes(box), scores=score, pred_classes=label)
-        for size, box, score, label in per_image
+    return [  # indexed, since Detectron2 scales boxes in place, which views of unbind forbid
+        Instances(tuple(size), pred_boxes=Boxes(corners[i]), scores=scores[i], pred_classes=labels)
+        for i, (size, labels) in enumerate(zip(image_sizes, classes, strict=True))
     ]
 
 
