@@ -9,8 +9,8 @@ from miti_detr.report.page import Section, Table, section_json, write_page
 
 from .claims import claims_table
 from .comparison import Comparison
-from .differences import TRUTH, ComparedImage, draw_most_different
-from .figures import arm_styles, draw_figures
+from .drawing.differences import TRUTH, ComparedImage, draw_most_different
+from .drawing.figures import arm_styles, draw_figures
 from .tables import group_tables, runs_table
 
 # From the paper: COCO val2017 after 300 epochs, quoted for comparison.

@@ -10,7 +10,7 @@ import pytest
 
 from miti_detr.report.page import Table, cell_text
 from miti_detr.study.comparison import Comparison, compare_runs, compare_study
-from miti_detr.study.figures import common_curve
+from miti_detr.study.drawing.figures import common_curve
 from miti_detr.study.plan import Arm, Study, StudyRun
 from miti_detr.study.tables import group_tables, runs_table
 from tests.study.made_runs import write_foreign_run, write_run

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from miti_detr.study.comparison import ArmResult
+from miti_detr.study.drawing.trends import find_lines, trend_panels
 from miti_detr.study.results import read_result
-from miti_detr.study.trends import find_lines, trend_panels
 
 from .made_runs import write_run
 

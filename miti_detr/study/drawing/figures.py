@@ -12,12 +12,12 @@ from matplotlib.ticker import MaxNLocator
 
 from miti_detr.report.page import Figure
 from miti_detr.report.panels import draw_panel
+from miti_detr.study.comparison import ArmResult, Comparison
+from miti_detr.study.results import RunResult
+from miti_detr.study.series import has_epochs, last_layer, match_changes, rank_keys, step_series
+from miti_detr.study.statistics import mean_and_spread, paired_difference
 from miti_detr.visualize.curves import COLOURS, smooth
 
-from .comparison import ArmResult, Comparison
-from .results import RunResult
-from .series import has_epochs, last_layer, match_changes, rank_keys, step_series
-from .statistics import mean_and_spread, paired_difference
 from .trends import trend_panels
 
 Curve = tuple[np.ndarray, np.ndarray]

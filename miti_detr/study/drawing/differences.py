@@ -18,12 +18,11 @@ from PIL import Image
 from miti_detr.data import read_image
 from miti_detr.engine import setup_config
 from miti_detr.files import replacing
+from miti_detr.study.comparison import ArmResult
+from miti_detr.study.results import RunResult
 from miti_detr.visualize.classes import ClassTable, class_table
 from miti_detr.visualize.detections import CELL, draw_truth
 from miti_detr.visualize.drawing import draw_boxes, resize_for_reading, to_picture
-
-from .comparison import ArmResult
-from .results import RunResult
 
 IOU = 0.5  # lowest IoU of a detection with the object it finds
 TRUTH = "truth"

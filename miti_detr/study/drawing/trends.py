@@ -11,12 +11,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from miti_detr.study.comparison import RUN_KEYS, ArmResult
+from miti_detr.study.results import RunResult
+from miti_detr.study.series import last_layer, rank_keys
+from miti_detr.study.statistics import mean_and_spread
 from miti_detr.visualize.curves import COLOURS
-
-from .comparison import RUN_KEYS, ArmResult
-from .results import RunResult
-from .series import last_layer, rank_keys
-from .statistics import mean_and_spread
 
 MIN_POINTS = 3  # fewer arms on a line show no trend
 Line = list[tuple[float, ArmResult]]  # value of the key, arm

@@ -1,0 +1,1 @@
+"""Pictures of a comparison: curves, trends, and detections on single images."""
