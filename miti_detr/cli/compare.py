@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .arguments import fraction, percentage, positive_int, seed_count, split_overrides
 
 if TYPE_CHECKING:
+    from miti_detr.study.choose import Choice
     from miti_detr.study.comparison import Comparison
     from miti_detr.study.plan import Study, StudyRun
 
@@ -96,21 +97,51 @@ def _command() -> str:
 def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparison"]:
     from miti_detr.study.comparison import compare_study
     from miti_detr.study.plan import plan_runs
-    from miti_detr.study.runs import run_study, study_lock, time_evaluations
+    from miti_detr.study.runs import study_lock, time_evaluations
 
     study, overrides = _study(args)
+    choices: list[Choice] = []
     with study_lock(output):
-        runs = plan_runs(study, output, overrides)
-        progress = _Progress(runs)
         try:
-            failures = run_study(runs, jobs=args.jobs, threads=args.threads, watch=progress.show)
-            progress.close()
+            if study.choose:
+                study, choices = _choose(study, output, overrides, args)
+            runs = plan_runs(study, output, overrides)
+            failures = _run_study(runs, args)
             time_evaluations(runs, lambda run: print(f"timing the evaluation of {run.name}"))
         except KeyboardInterrupt:
-            progress.close()
             print(f"stopped. To continue, run the same command:\n{_command()}", file=sys.stderr)
             raise
-        return failures, compare_study(study, runs)
+        return failures, compare_study(study, runs, choices)
+
+
+def _choose(
+    study: "Study", output: Path, overrides: list[str], args: argparse.Namespace
+) -> tuple["Study", "list[Choice]"]:
+    """Train the runs on which the arms choose, and return the study with their choices."""
+    from miti_detr.study.choose import choose_values, plan_choosing
+
+    runs = plan_choosing(study, output, overrides)
+    print(f"first, {len(runs)} runs on which the arms choose")
+    if failures := _run_study(runs, args):
+        raise ValueError(
+            f"{len(failures)} of the runs on which the arms choose have failed. Correct the cause "
+            f"and run the same command again. The first one: {failures[0]}"
+        )
+    study, choices = choose_values(study, runs, output)
+    for choice in choices:
+        print(f"{choice.arm}: {choice.key} {choice.value} {choice.remark}".rstrip())
+    return study, choices
+
+
+def _run_study(runs: "list[StudyRun]", args: argparse.Namespace) -> list[str]:
+    """Train runs with a progress bar; return the failures."""
+    from miti_detr.study.runs import run_study
+
+    progress = _Progress(runs)
+    try:
+        return run_study(runs, jobs=args.jobs, threads=args.threads, watch=progress.show)
+    finally:
+        progress.close()
 
 
 def _study(args: argparse.Namespace) -> tuple["Study", list[str]]:

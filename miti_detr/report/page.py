@@ -1,8 +1,8 @@
 """Parts of a self-contained page: tables and figures, as HTML, JSON and CSV.
 
 A cell of a table is a text, a number, None, or a dict: ``mean`` with ``sd``, or ``mean`` with
-``low`` and ``high``, and sometimes ``n``, ``note``, and ``is_difference`` False for intervals of
-values that are written without a sign.
+``low`` and ``high``, and sometimes ``n``, ``note``, ``text`` that is shown instead of the number,
+and ``is_difference`` False for intervals of values that are written without a sign.
 """
 
 import base64
@@ -62,6 +62,8 @@ def cell_text(cell: Cell, digits: int) -> str:
         return f"{cell:,}"
     if not isinstance(cell, dict):
         return f"{cell:.{digits}f}"
+    if "text" in cell:
+        return str(cell["text"])
     sign = "+" if "low" in cell and cell.get("is_difference", True) else ""
     text = f"{cell['mean']:{sign}.{digits}f}"
     if cell.get("low") is not None:

@@ -1,5 +1,6 @@
 """Which differences between arms a study has shown, as a family of claims."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,8 +17,31 @@ POWER = 0.8
 RESAMPLES = 10_000
 
 
-def claims_table(comparison: Comparison) -> Table | None:
-    """Return the verdict on the AP of each arm that has a reference; None without two pairs.
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a study says about the AP of an arm.
+
+    Attributes:
+        arm: name of the arm.
+        reference: name of its reference.
+        difference: arm minus reference, of :func:`paired_difference`.
+        bootstrap: the same with the interval of :func:`bootstrap_interval`.
+        p: p value of the paired t test after Holm's correction.
+        verdict: "higher", "lower" or "undecided".
+        detectable: of :func:`detectable_difference`.
+    """
+
+    arm: str
+    reference: str
+    difference: dict[str, Any]
+    bootstrap: dict[str, Any]
+    p: float
+    verdict: str
+    detectable: float
+
+
+def find_claims(comparison: Comparison) -> list[Claim]:
+    """Return the verdict on the AP of each arm that has two pairs or more with its reference.
 
     Args:
         comparison: comparison; all its arms with a reference form the family.
@@ -30,23 +54,38 @@ def claims_table(comparison: Comparison) -> Table | None:
         found = np.array([a.final("AP") - b.final("AP") for a, b in pairs])
         found = found[np.isfinite(found)]
         if len(found) > 1:
-            names.append(f"{arm.name} \u2212 {arm.reference}")
+            names.append((arm.name, arm.reference or ""))
             differences.append(found)
-    if not names:
-        return None
     adjusted = holm([p_value(found) for found in differences])
+    return [
+        Claim(
+            *pair,
+            difference=paired_difference(found, np.zeros(len(found))) or {},
+            bootstrap=_bootstrap_cell(found),
+            p=p,
+            verdict=verdict(float(found.mean()), p),
+            detectable=detectable_difference(found),
+        )
+        for pair, found, p in zip(names, differences, adjusted, strict=True)
+    ]
+
+
+def claims_table(comparison: Comparison) -> Table | None:
+    """Return a table of :func:`find_claims`; None without claims."""
     rows: list[list[Cell]] = [
         [
-            name,
-            len(found),
-            paired_difference(found, np.zeros(len(found))),
-            _bootstrap_cell(found),
-            f"{p:.2g}",
-            verdict(float(found.mean()), p),
-            detectable_difference(found),
+            f"{claim.arm} \u2212 {claim.reference}",
+            claim.difference["n"],
+            claim.difference,
+            claim.bootstrap,
+            f"{claim.p:.2g}",
+            claim.verdict,
+            claim.detectable,
         ]
-        for name, found, p in zip(names, differences, adjusted, strict=True)
+        for claim in find_claims(comparison)
     ]
+    if not rows:
+        return None
     return Table(
         "claims",
         "Claims: AP of an arm against its reference",

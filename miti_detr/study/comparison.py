@@ -10,8 +10,9 @@ import numpy as np
 
 from miti_detr.visualize.curves import AP, AR, run_names
 
+from .choose import Choice
 from .plan import Study, StudyRun
-from .results import RunResult, read_result
+from .results import RunResult, read_result, stop_reason
 from .run import FINISHED_FILE
 
 # Config keys that differ between runs of the same arm.
@@ -52,6 +53,7 @@ class Comparison:
         aps: values of AP for which the report says when they are reached.
         threshold: lowest score of a detection in the pictures.
         missing: one sentence for each thing that is missing.
+        choices: what the arms have chosen before, if anything.
     """
 
     title: str
@@ -59,6 +61,7 @@ class Comparison:
     aps: tuple[float, ...]
     threshold: float
     missing: list[str]
+    choices: Sequence[Choice] = ()
 
     @property
     def arms(self) -> list[ArmResult]:
@@ -66,12 +69,15 @@ class Comparison:
         return list({arm.name: arm for arms in self.groups.values() for arm in arms}.values())
 
 
-def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
+def compare_study(
+    study: Study, runs: Sequence[StudyRun], choices: Sequence[Choice] = ()
+) -> Comparison:
     """Read the results of the runs of a study.
 
     Args:
         study: the study.
         runs: runs from :func:`~miti_detr.study.plan.plan_runs`.
+        choices: see :class:`Comparison`.
 
     Raises:
         ValueError: no run has finished.
@@ -81,11 +87,10 @@ def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
         if not (run.path / FINISHED_FILE).is_file():
             missing.append(f"{run.name} has not finished and is left out.")
             continue
-        result = read_result(run.path, run.name)
-        if result.facts.get("error"):
-            missing.append(f"{run.name} stopped early: {result.facts['error']}")
+        if reason := stop_reason(run.path):
+            missing.append(f"{run.name} stopped early: {reason}")
         else:
-            found[run.name] = result
+            found[run.name] = read_result(run.path, run.name)
     arms = {}
     for arm in study.arms:
         results = [found[run.name] for run in runs if run.arm == arm and run.name in found]
@@ -99,7 +104,7 @@ def compare_study(study: Study, runs: Sequence[StudyRun]) -> Comparison:
     }
     groups = {title: members for title, members in groups.items() if members}
     aps = study.aps or choose_aps(list(arms.values()))
-    return Comparison(study.title, groups, aps, study.threshold, missing)
+    return Comparison(study.title, groups, aps, study.threshold, missing, choices)
 
 
 def compare_runs(

@@ -17,9 +17,16 @@ from miti_detr.yaml_files import read_yaml
 CHECKPOINT_PERIOD = 100  # iterations; a multiple of the 20 of a record in metrics.json
 # An arm is a folder of the study: no separators, no "..", no hidden files.
 _NAME = re.compile(r"[\w+-][\w .+-]*")
-_REPORT_FILES = ("figures", "report.html", "report.json", "report.csv")
+CHOICE_FOLDER = "choose"  # of the runs on which the arms choose
+_OTHER_FILES = (CHOICE_FOLDER, "figures", "report.html", "report.json", "report.csv")
 # These keys differ between the runs of an arm.
 _RUN_KEYS = ("SEED", "OUTPUT_DIR")
+_PERIOD_KEY = "SOLVER.CHECKPOINT_PERIOD"
+# With ``Study.iterations`` these keys follow from the budget.
+_BUDGET_KEYS = (
+    *("SOLVER.EPOCHS", "SOLVER.EPOCH_STEPS", "SOLVER.MAX_ITER", "SOLVER.STEPS"),
+    "TEST.EVAL_PERIOD",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +53,26 @@ class Arm:
         Raises:
             ValueError: the name cannot be a folder of the study.
         """
-        if not _NAME.fullmatch(self.name) or self.name in _REPORT_FILES:
+        if not _NAME.fullmatch(self.name) or self.name in _OTHER_FILES:
             raise ValueError(
                 f"the arm {self.name!r} cannot name a folder of the study. Use letters, digits, "
-                f"spaces and . _ + -, no leading dot, and none of {', '.join(_REPORT_FILES)}"
+                f"spaces and . _ + -, no leading dot, and none of {', '.join(_OTHER_FILES)}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Values of a config key from which every arm chooses its own.
+
+    Attributes:
+        key: config key.
+        values: two or more values, increasing.
+        seeds: seeds of the runs on which an arm chooses; none of them is measured.
+    """
+
+    key: str
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +90,7 @@ class Study:
         threshold: lowest score of a detection in the pictures.
         rank_period: number of iterations between two measurements of rank collapse; None measures
             nothing.
+        choose: what each arm chooses before it is measured; None for nothing.
     """
 
     title: str
@@ -78,6 +101,25 @@ class Study:
     aps: tuple[float, ...] = ()
     threshold: float = 0.5
     rank_period: int | None = None
+    choose: Candidates | None = None
+
+    def __post_init__(self) -> None:
+        """Check that no seed is used for choosing and for measuring.
+
+        Raises:
+            ValueError: an arm is measured on a seed on which it chooses.
+        """
+        choosing = self.choose.seeds if self.choose else ()
+        for arm in self.arms:
+            if common := [seed for seed in choosing if seed in arm.seeds]:
+                raise ValueError(
+                    f"choose: seeds has {common[0]}, on which arm {arm.name} is measured. Choose "
+                    "on other seeds"
+                )
+
+    def fixed_keys(self) -> set[str]:
+        """Return the config keys that the study sets in every run."""
+        return {*_RUN_KEYS, _PERIOD_KEY, *(_BUDGET_KEYS if self.iterations else ())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +222,7 @@ def _setup(arm: Arm, options: Sequence[str]) -> CfgNode:
 
 def _schedule(cfg: CfgNode, study: Study) -> list[str]:
     """Options for ``study.iterations``; the learning rate drops in proportion to the config's."""
-    period = ["SOLVER.CHECKPOINT_PERIOD", str(CHECKPOINT_PERIOD)]
+    period = [_PERIOD_KEY, str(CHECKPOINT_PERIOD)]
     if study.iterations is None:
         return period
     solver, iterations = cfg.SOLVER, study.iterations
@@ -188,14 +230,9 @@ def _schedule(cfg: CfgNode, study: Study) -> list[str]:
     length = solver.EPOCHS if in_epochs else solver.MAX_ITER
     drops = solver.EPOCH_STEPS if in_epochs else solver.STEPS
     steps = tuple(round(drop * iterations / length) for drop in drops)
-    values = {
-        "SOLVER.EPOCHS": 0,
-        "SOLVER.EPOCH_STEPS": (),
-        "SOLVER.MAX_ITER": iterations,
-        "SOLVER.STEPS": steps,
-        "TEST.EVAL_PERIOD": max(1, round(iterations / study.evaluations)),
-    }
-    return [*period, *(word for key, value in values.items() for word in (key, str(value)))]
+    values = (0, (), iterations, steps, max(1, round(iterations / study.evaluations)))
+    pairs = zip(_BUDGET_KEYS, values, strict=True)
+    return [*period, *(word for key, value in pairs for word in (key, str(value)))]
 
 
 def _keep_config(cfg: CfgNode, path: Path) -> None:

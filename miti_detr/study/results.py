@@ -110,6 +110,19 @@ def read_result(path: Path, name: str | None = None) -> RunResult:
     )
 
 
+def stop_reason(path: Path) -> str | None:
+    """Return why a finished run stopped early; None if it did not.
+
+    Args:
+        path: folder of the run. It may have no metrics.
+
+    Raises:
+        ValueError: ``finished.json`` is damaged.
+    """
+    reason: str | None = _read_facts(path / FINISHED_FILE, _FACTS[FINISHED_FILE]).get("error")
+    return reason
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

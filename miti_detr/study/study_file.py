@@ -3,6 +3,7 @@
 Every field is checked while the file is read, before anything trains.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,28 +11,31 @@ from typing import Any
 
 from miti_detr.yaml_files import read_yaml
 
-from .plan import Arm, Study
+from .plan import Arm, Candidates, Study
 
 MAX_SEEDS = 1000
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy accepts
 _FIELDS = (
     *("title", "arms", "groups", "overrides", "iterations", "evaluations", "seeds", "aps"),
-    *("threshold", "rank_period"),
+    *("threshold", "rank_period", "choose"),
 )
 _ARM_FIELDS = ("config", "overrides", "seeds", "reference")
+_CHOOSE_FIELDS = ("key", "values", "seeds")
 
 
 class _Fields:
     """The fields of a mapping in a file; every error names the place, the field and its value."""
 
-    def __init__(self, place: str, content: Any, known: Sequence[str], needed: str) -> None:
+    def __init__(
+        self, place: str, content: Any, known: Sequence[str], needed: Sequence[str]
+    ) -> None:
         """Check the names of the fields.
 
         Args:
             place: file, and arm where there is one.
             content: what the file holds there.
             known: names of the fields.
-            needed: name of the field that must be present.
+            needed: names of the fields that must be present.
 
         Raises:
             ValueError: ``content`` is not a mapping, or a field is unknown or missing.
@@ -45,8 +49,9 @@ class _Fields:
         for key in content:
             if key not in known:
                 raise ValueError(f"{place}: unknown field {key!r}. Use one of {', '.join(known)}")
-        if needed not in content:
-            raise ValueError(f"{place}: the field {needed!r} is missing. Add it")
+        for key in needed:
+            if key not in content:
+                raise ValueError(f"{place}: the field {key!r} is missing. Add it")
         self._content = content
 
     def read(self, key: str, check: Callable[[Any], Any], remedy: str, default: Any = None) -> Any:
@@ -85,7 +90,7 @@ def read_study(path: str | Path) -> Study:
         ValueError: the file is not a study. The message names the file, the field and its value.
     """
     path = Path(path)
-    fields = _Fields(str(path), read_yaml(path), _FIELDS, needed="arms")
+    fields = _Fields(str(path), read_yaml(path), _FIELDS, needed=["arms"])
     common = fields.read("overrides", _overrides, _OVERRIDES, {})
     seeds = fields.read("seeds", _seeds, _SEEDS, (0, 1, 2))
     entries = fields.read("arms", _mapping, "a mapping from names of arms to their fields")
@@ -103,7 +108,7 @@ def read_study(path: str | Path) -> Study:
         f"a mapping from titles to lists of arms, of {', '.join(names)}",
         {"Comparison": names},
     )
-    return Study(
+    study = Study(
         title=fields.read("title", _text, "a text", path.stem),
         arms=arms,
         groups=groups,
@@ -115,13 +120,27 @@ def read_study(path: str | Path) -> Study:
         threshold=fields.read("threshold", _fraction, "a number from 0 to 1", Study.threshold),
         rank_period=fields.read("rank_period", _positive, "an integer of 1 or more"),
     )
+    choose = fields.read("choose", lambda value: _read_candidates(path, value), "")
+    try:
+        return dataclasses.replace(study, choose=choose)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_candidates(path: Path, entry: Any) -> Candidates:
+    fields = _Fields(f"{path}: choose", entry, _CHOOSE_FIELDS, needed=_CHOOSE_FIELDS)
+    return Candidates(
+        fields.read("key", _text, "a config key, such as SOLVER.BASE_LR"),
+        fields.read("values", _values, "a list of two or more different numbers"),
+        fields.read("seeds", _seeds, _SEEDS),
+    )
 
 
 def _read_arm(
     path: Path, name: Any, entry: Any, common: Mapping[str, str], seeds: tuple[int, ...]
 ) -> Arm:
     place = f"{path}: arm {_show(name) if not isinstance(name, str) else name}"
-    fields = _Fields(place, entry, _ARM_FIELDS, needed="config")
+    fields = _Fields(place, entry, _ARM_FIELDS, needed=["config"])
     config = fields.read("config", _text, "the path of a YAML file")
     overrides = {**common, **fields.read("overrides", _overrides, _OVERRIDES, {})}
     try:
@@ -175,6 +194,16 @@ def _seeds(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if fits else None
 
 
+def _values(value: Any) -> tuple[float, ...] | None:
+    """Numbers in increasing order; YAML reads 1e-4, without a dot, as a text."""
+    try:
+        found = [float(v) if isinstance(v, str) else v for v in value]
+    except (TypeError, ValueError):
+        return None
+    fits = len(found) > 1 and all(map(_is_number, found)) and len(set(found)) == len(found)
+    return tuple(sorted(found)) if isinstance(value, list) and fits else None
+
+
 def _mapping(value: Any) -> dict[Any, Any] | None:
     return value if isinstance(value, dict) and value else None
 
@@ -197,7 +226,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _show(value: Any) -> str:

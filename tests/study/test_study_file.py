@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from miti_detr.study.study_file import read_study
 
 ARM = {"config": "detr.yaml"}
+CHOOSE = {"key": "SOLVER.BASE_LR", "values": ["1e-3", 1e-4], "seeds": [100, 101]}
 
 
 def write_study(path: Path, **content: Any) -> Path:
@@ -59,6 +60,15 @@ def error_of(path: Path) -> str:
         ({"aps": 5}, "aps is 5. It must be a list"),
         ({"threshold": None}, "threshold is null"),
         ({"threshold": 1.5}, "threshold is 1.5. It must be a number from 0 to 1"),
+        ({"choose": 5}, "choose: 5 is not a mapping. Write the fields key, values, seeds"),
+        ({"choose": {"key": "A"}}, "choose: the field 'values' is missing"),
+        ({"choose": {**CHOOSE, "key": 1}}, "choose: key is 1"),
+        ({"choose": {**CHOOSE, "values": [1]}}, "choose: values is [1]. It must be a list of two"),
+        ({"choose": {**CHOOSE, "values": [1, 1.0]}}, "choose: values is [1, 1.0]"),
+        ({"choose": {**CHOOSE, "values": "12"}}, "choose: values is '12'"),
+        ({"choose": {**CHOOSE, "values": ["a", 1]}}, "choose: values is ['a', 1]"),
+        ({"choose": {**CHOOSE, "seeds": 0}}, "choose: seeds is 0"),
+        ({"choose": {**CHOOSE, "seeds": [2]}}, "choose: seeds has 2, on which arm a is measured"),
         ({"title": "x" * 10_000, "seeds": "y" * 10_000}, "seeds is 'yyy"),
     ],
 )
@@ -114,7 +124,7 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 FIELDS = [*("title", "arms", "groups", "overrides", "iterations", "evaluations", "seeds", "aps")]
-FIELDS += ["threshold", "rank_period", "config", "reference"]
+FIELDS += ["threshold", "rank_period", "config", "reference", "choose"]
 
 
 @pytest.mark.slow
@@ -135,6 +145,12 @@ def test_any_values_work_or_give_one_line(
     except ValueError as error:
         message = str(error)
     assert not message or (message.startswith(str(path)) and len(message.splitlines()) == 1)
+
+
+def test_values_to_choose_from_are_sorted_numbers(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path / "study.yaml", choose=CHOOSE))
+    assert study.choose is not None
+    assert (study.choose.values, study.choose.seeds) == ((1e-4, 1e-3), (100, 101))
 
 
 def test_seeds_are_a_number_or_a_list(tmp_path: Path) -> None:
