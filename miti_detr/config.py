@@ -218,7 +218,8 @@ def _add_speed_keys(cfg: CN) -> None:
 
 def _add_solver_keys(cfg: CN) -> None:
     # Parts into which each process cuts its share of IMS_PER_BATCH. Their gradients are added up to
-    # one step, which is that of the whole batch and takes the memory of a part
+    # one step, which is that of the whole batch and takes the memory of a part. 0: as few as the
+    # memory of the GPU allows, which is tried before the training; on a CPU 1
     cfg.SOLVER.ACCUMULATE = 1
     # Average of the weights over training steps (EMA), which evaluation and checkpoints use
     cfg.SOLVER.EMA = CN()

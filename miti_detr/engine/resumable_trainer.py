@@ -136,11 +136,22 @@ class ResumableTrainer(DefaultTrainer):
                 "SOLVER.EMA.ENABLED is False, but the checkpoint has averaged weights. Resume with "
                 "True, or start a new run from the checkpoint as MODEL.WEIGHTS."
             )
-        log_changes(self.cfg, state_dict.get("schedule", {}))
+        schedule = state_dict.get("schedule", {})
+        parts = schedule.get("ACCUMULATE", 0)
+        share = self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        if self.cfg.SOLVER.ACCUMULATE == 0 and parts and share % parts == 0:
+            logger.info("SOLVER.ACCUMULATE %d of the resumed run is used", parts)
+            self._use_parts(parts)
+        log_changes(self.cfg, schedule)
         seed = state_dict.get("seed", self.cfg.SEED)
         if seed != self.cfg.SEED:
             logger.info("SEED %d of the resumed run is used, not %d", seed, self.cfg.SEED)
             self._reseed(seed)
+
+    def _use_parts(self, parts: int) -> None:
+        self.cfg.defrost()  # in place, as for the seed
+        self.cfg.SOLVER.ACCUMULATE = self._trainer.parts = parts
+        self.cfg.freeze()
 
     def _reseed(self, seed: int) -> None:
         self.cfg.defrost()  # in place: the checkpointers and the guard hold it, too

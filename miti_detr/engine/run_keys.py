@@ -27,7 +27,7 @@ _RULES: dict[str, Rule] = {
     "SOLVER.EPOCHS": Whole(0, 10**6),
     "SOLVER.EPOCH_STEPS": Each(Whole(1, 10**6), increasing=True),
     "SOLVER.IMS_PER_BATCH": Whole(1, 10**6),
-    "SOLVER.ACCUMULATE": Whole(1, 10**6),
+    "SOLVER.ACCUMULATE": Whole(0, 10**6),
     "SOLVER.REFERENCE_BATCH": Whole(0, 10**6),
     "SOLVER.REFERENCE_WORLD_SIZE": Whole(0, 10**6),
     "SOLVER.CHECKPOINT_PERIOD": Whole(1),
@@ -117,12 +117,29 @@ def _check_batch(cfg: CfgNode, world_size: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {batch}, which {world_size} processes cannot share equally. "
             "Give a multiple."
         )
+    if parts == 0:
+        _check_probe(cfg)
+        return
     share = batch // world_size
     if share % parts:
         raise ValueError(
             f"SOLVER.ACCUMULATE is {parts}, which cannot cut the {share} images of a process into "
             "equal parts. Give a divisor."
         )
+
+
+def _check_probe(cfg: CfgNode) -> None:
+    """What excludes ``SOLVER.ACCUMULATE 0``: steps whose memory cannot be tried beforehand."""
+    for key, value in (
+        ("MODEL.CUDA_GRAPHS", cfg.MODEL.CUDA_GRAPHS),
+        ("MODEL.BACKBONE.CACHE_FEATURES", cfg.MODEL.BACKBONE.CACHE_FEATURES),
+        ("INPUT.PATCHES.NUMBER", cfg.INPUT.PATCHES.NUMBER),
+    ):
+        if value:
+            raise ValueError(
+                f"SOLVER.ACCUMULATE is 0 and {key} is {value}, whose memory cannot be probed. Set "
+                "SOLVER.ACCUMULATE to a number of parts."
+            )
 
 
 def _check_epochs(cfg: CfgNode) -> None:

@@ -55,6 +55,7 @@ from .solver import (
     resolve_schedule,
     scale_to_batch,
 )
+from .step.micro_batch import choose_parts
 from .step.train_step import TrainStep
 from .validation import with_losses
 
@@ -146,6 +147,8 @@ class Trainer(ResumableTrainer):
         if self._early_stop is not None and self._early_stop.reason:
             logger.info(self._early_stop.reason)
             return None
+        if self.cfg.SOLVER.ACCUMULATE == 0:
+            self._use_parts(choose_parts(self.cfg, self._trainer))
         if comm.is_main_process():
             write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
         if self.cfg.OUTPUT_NOTE:

@@ -14,6 +14,7 @@ from miti_detr.engine import NonFiniteError, Trainer, build_optimizer
 from miti_detr.engine.hooks import read_records
 from miti_detr.engine.hooks.nonfinite import NonFiniteGuard
 from miti_detr.engine.solver import WeightAverage
+from miti_detr.engine.step.micro_batch import MemoryProbe, WorstCase, largest_that_fits
 from miti_detr.engine.step.prefetch import Prefetcher
 from miti_detr.engine.step.train_step import TrainStep
 from tests.engine.stub import config, write_data
@@ -102,6 +103,24 @@ def test_prefetched_batches_are_on_the_device() -> None:
             assert found["image"].is_cuda
             assert found["instances"].gt_boxes.device.type == "cpu"
             torch.testing.assert_close(found["image"].cpu(), expected["image"], rtol=0, atol=0)
+
+
+def test_a_micro_batch_that_fits(tmp_path: Path) -> None:
+    """With memory for more than one image and less than two; all of it is released."""
+    step = _step(tmp_path)
+    probe = MemoryProbe(step, WorstCase((800, 800), (800, 800), 5, with_masks=False).batch)
+    assert probe.fits(1)
+    before = torch.cuda.memory_allocated(step.device)
+    assert probe.fits(2)
+    assert probe.peaks[1] < probe.peaks[2]
+    total = torch.cuda.get_device_properties(step.device).total_memory
+    between = (probe.peaks[1] + probe.peaks[2]) / 2
+    torch.cuda.set_per_process_memory_fraction(between / total, step.device)
+    try:
+        assert largest_that_fits(4, probe.fits) == 1
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, step.device)
+    assert torch.cuda.memory_allocated(step.device) == before
 
 
 def test_a_run_resumes(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class TrainStep(SimpleTrainer):
             guard: stops the run when a value is not finite.
             amp_dtype: precision of autocast; None: no mixed precision.
             frozen_norms: normalisations of the model that stay in evaluation mode.
-            parts: into how many parts each batch of this process is cut.
+            parts: into how many parts each batch of this process is cut; 0: not known yet.
             late: needs a fused optimizer. None: on a GPU, except with float16, whose gradient
                 scaler waits for the device in any case.
         """
