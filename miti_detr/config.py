@@ -207,6 +207,8 @@ def _add_speed_keys(cfg: CN) -> None:
     # Compute the inside of transformer layers and backbone stages twice instead of keeping it for
     # the backward pass: the same numbers, less memory, more time
     cfg.MODEL.DETR.ACTIVATION_CHECKPOINT = False
+    # Parts in which it does so, such as ("backbone.res3", "backbone.res4", "transformer.encoder")
+    cfg.MODEL.DETR.ACTIVATION_CHECKPOINT_IN = ("backbone", "transformer")
     # Replace parts of the model by faster ones that compute the same up to rounding
     cfg.MODEL.ACCELERATE = True
     # Precision of mixed precision: float16 | bfloat16

@@ -26,6 +26,8 @@ _RULES: dict[str, Rule] = {
     "MODEL.DETR.POSITION_EMBEDDING": Choice(("sine", "learned")),
     "MODEL.DETR.PADDING_MASK": Choice(PADDING_MASK_RULES),
     "MODEL.DETR.SIZE_DIVISIBILITY": Whole(0, 4096),
+    "MODEL.DETR.ACTIVATION_CHECKPOINT": Choice((False, True)),
+    "MODEL.DETR.ACTIVATION_CHECKPOINT_IN": Each(Text(), shortest=1, longest=100),
     "MODEL.DETR.CLASS_LOSS": Choice(("softmax", "focal")),
     "MODEL.DETR.FOCAL_ALPHA": Real(0, 1),
     "MODEL.DETR.FOCAL_GAMMA": Real(0, 100),

@@ -17,7 +17,7 @@ from detectron2.modeling.backbone.vit import Block
 from torch import nn
 
 from . import accelerate
-from .activation_checkpoint import checkpoint_activations
+from .activation_checkpoint import checkpoint_activations, parts_with
 from .compilation import compile_parts
 from .cuda_graphs import use_cuda_graphs
 
@@ -37,8 +37,8 @@ class Execution:
 
     Attributes:
         accelerated: call :func:`miti_detr.accelerate.accelerate`.
-        activation_checkpoint: compute the inside of transformer layers and backbone blocks twice
-            instead of keeping it for the backward pass.
+        activation_checkpoint: parts of the model in which the inside of transformer layers and
+            backbone blocks is computed twice instead of being kept for the backward pass.
         compiled: run backbone, transformer, heads and loss terms by ``torch.compile``.
         cuda_graphs: run backbone and transformer from CUDA graphs, one for each shape of a batch.
         inference_dtype: precision of autocast in evaluation mode; None: as the caller has it.
@@ -46,7 +46,7 @@ class Execution:
     """
 
     accelerated: bool = False
-    activation_checkpoint: bool = False
+    activation_checkpoint: tuple[str, ...] = ()
     compiled: bool = False
     cuda_graphs: bool = False
     inference_dtype: torch.dtype | None = None
@@ -63,9 +63,11 @@ class Execution:
             require_compiler(cfg.MODEL.DEVICE)
         if cfg.MODEL.CUDA_GRAPHS:
             check_cuda_graphs(cfg)
+        detr = cfg.MODEL.DETR
+        parts = tuple(detr.ACTIVATION_CHECKPOINT_IN) if detr.ACTIVATION_CHECKPOINT else ()
         return cls(
             accelerated=cfg.MODEL.ACCELERATE,
-            activation_checkpoint=cfg.MODEL.DETR.ACTIVATION_CHECKPOINT,
+            activation_checkpoint=parts,
             compiled=cfg.MODEL.COMPILE,
             cuda_graphs=cfg.MODEL.CUDA_GRAPHS,
             inference_dtype=inference_dtype(cfg),
@@ -78,6 +80,9 @@ class Execution:
         Args:
             model: a detector.
             layer: class of the layers of its transformer.
+
+        Raises:
+            ValueError: the model has no such part to compute twice.
         """
         if self.tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = self.tf32
@@ -85,13 +90,7 @@ class Execution:
         if self.accelerated:
             accelerate(model)
         if self.activation_checkpoint:
-            _, left_out = checkpoint_activations(model, (layer, *BACKBONE_BLOCKS))
-            if left_out:
-                logger.warning(
-                    "MODEL.DETR.ACTIVATION_CHECKPOINT leaves out %d blocks with batch norms that "
-                    "are not frozen; set MODEL.RESNETS.NORM FrozenBN to save their memory as well",
-                    left_out,
-                )
+            self._checkpoint_activations(model, (layer, *BACKBONE_BLOCKS))
         if self.compiled:
             compile_parts(model, _COMPILED)
         if self.cuda_graphs:
@@ -103,6 +102,30 @@ class Execution:
         if model.training or self.inference_dtype is None:
             return nullcontext()  # a disabled autocast would override the caller's
         return torch.autocast(model.device.type, self.inference_dtype)
+
+    def _checkpoint_activations(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+        known = parts_with(model, kinds)
+        for part in self.activation_checkpoint:
+            if part == "backbone" and part not in known:
+                logger.warning(
+                    "MODEL.DETR.ACTIVATION_CHECKPOINT leaves out the backbone: only the blocks of "
+                    "Detectron2's ResNet, ViT and Swin are computed twice"
+                )
+            elif part not in known:
+                parts = [name for name in known if not name.rpartition(".")[2].isdigit()]
+                raise ValueError(
+                    f"MODEL.DETR.ACTIVATION_CHECKPOINT_IN has {part!r}, in which nothing can be "
+                    f"computed twice. Choose from {', '.join(parts)}."
+                )
+        done, left_out = checkpoint_activations(model, kinds, self.activation_checkpoint)
+        names = ", ".join(self.activation_checkpoint)
+        logger.info("%d layers and blocks are computed twice (%s)", done, names)
+        if left_out:
+            logger.warning(
+                "MODEL.DETR.ACTIVATION_CHECKPOINT leaves out %d blocks with batch norms that are "
+                "not frozen; set MODEL.RESNETS.NORM FrozenBN to save their memory as well",
+                left_out,
+            )
 
 
 _TF32 = {"default": None, "on": True, "off": False}

@@ -1,5 +1,6 @@
 """Every speed switch against the plain path: folded, recomputed, compiled, lower precision."""
 
+import logging
 import shutil
 
 import pytest
@@ -102,6 +103,49 @@ def kept_bytes(made):
 
 def test_recomputing_keeps_less():
     assert kept_bytes(model(*RECOMPUTED)) < 0.5 * kept_bytes(model(*FROZEN))
+
+
+@pytest.mark.parametrize("parts", [("backbone.res3",), ("backbone.stem", "transformer.encoder")])
+def test_recomputing_in_parts_equals_the_plain_path(parts):
+    """In float64, with frozen batch norms, folded; gradients to 1e-8."""
+    in_parts = (*RECOMPUTED, "MODEL.DETR.ACTIVATION_CHECKPOINT_IN", parts)
+    made, plain = (model(*switches).double() for switches in (in_parts, PLAIN))
+    compare_steps(made, plain, rtol=1e-8)
+
+
+def test_recomputing_in_parts_keeps_less_there():
+    """Both parts together keep as little as each by itself saves."""
+    key = "MODEL.DETR.ACTIVATION_CHECKPOINT_IN"
+    all_kept, none_kept = kept_bytes(model(*FROZEN)), kept_bytes(model(*RECOMPUTED))
+    for part, other in (("backbone", "transformer"), ("transformer", "backbone")):
+        kept, rest = (kept_bytes(model(*RECOMPUTED, key, (name,))) for name in (part, other))
+        assert none_kept < kept < all_kept
+        assert kept + rest == pytest.approx(all_kept + none_kept, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("part", "count"),
+    [("backbone.res2", 2), ("backbone.stem", 1), ("transformer.decoder", 2), ("backbone", 5)],
+)
+def test_parts_of_a_backbone_are_named_without_their_wrapper(part, count):
+    kinds = (TransformerLayer, *BACKBONE_BLOCKS)
+    assert checkpoint_activations(model(*FROZEN), kinds, (part,)) == (count, 0)
+
+
+@pytest.mark.parametrize("part", ["backbone.res9", "head", "backbone.res"])
+def test_parts_without_layers_to_recompute_are_named(part):
+    message = f"ACTIVATION_CHECKPOINT_IN has '{part}'.*backbone.res2, .*transformer.encoder, "
+    with pytest.raises(ValueError, match=message):
+        model(*RECOMPUTED, "MODEL.DETR.ACTIVATION_CHECKPOINT_IN", (part,))
+
+
+def test_networks_of_timm_are_left_out(caplog):
+    pytest.importorskip("timm")
+    network = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet18")
+    with caplog.at_level(logging.INFO, "miti_detr"):
+        model(*network, "MODEL.DETR.ACTIVATION_CHECKPOINT", True)
+    assert "ACTIVATION_CHECKPOINT leaves out the backbone: only the blocks of" in caplog.text
+    assert "4 layers and blocks are computed twice (backbone, transformer)" in caplog.text
 
 
 def test_recomputing_leaves_keys_classes_and_evaluation_alone():
