@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ PARTS = {
     "heads": ("class_embed", "bbox_embed", "bbox_attention", "mask_head"),
     "losses": ("criterion",),
 }
+INPUT = "input"
 OTHERS = "other"
 
 
@@ -30,10 +32,10 @@ class KeptTensors:
     """Counts the memory that a forward pass keeps for its backward pass, by part of the model.
 
     Memory that several tensors share counts once, for the part that keeps it first; weights and
-    buffers do not count.
+    buffers do not count. The batch of images that the backbone gets counts as input.
 
     Attributes:
-        sizes: bytes of each part.
+        sizes: bytes of the input, of each part, and of the rest.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,7 +43,7 @@ class KeptTensors:
         self._model = model
         self._part = [OTHERS]
         self._seen = {_place(x) for x in (*model.parameters(), *model.buffers())}
-        self.sizes = dict.fromkeys((*PARTS, OTHERS), 0)
+        self.sizes = dict.fromkeys((INPUT, *PARTS, OTHERS), 0)
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
@@ -49,7 +51,8 @@ class KeptTensors:
         modules = dict(self._model.named_modules())
         with contextlib.ExitStack() as stack:
             for part, names in PARTS.items():
-                for module in (modules[name] for name in names if name in modules):
+                found = [modules[name] for name in names if name in modules]
+                for module in itertools.chain.from_iterable(map(_called, found)):
                     enter = module.register_forward_pre_hook(functools.partial(self._enter, part))
                     leave = module.register_forward_hook(self._leave, always_call=True)
                     stack.callback(enter.remove)
@@ -58,7 +61,11 @@ class KeptTensors:
             stack.enter_context(hooks)
             yield
 
-    def _enter(self, part: str, *_: Any) -> None:
+    def _enter(self, part: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if part == "backbone":
+            self._part.append(INPUT)
+            self._keep(getattr(inputs[0], "tensor", inputs[0]))
+            self._part.pop()
         self._part.append(part)
 
     def _leave(self, *_: Any) -> None:
@@ -70,6 +77,13 @@ class KeptTensors:
             self._seen.add(place)
             self.sizes[self._part[-1]] += tensor.untyped_storage().nbytes()
         return tensor
+
+
+def _called(module: nn.Module) -> list[nn.Module]:
+    """The module, or instead of a list or stack without a forward pass, what it contains."""
+    if type(module).forward is not nn.Module.forward:
+        return [module]
+    return [each for child in module.children() for each in _called(child)]
 
 
 def _place(tensor: Tensor) -> int:
@@ -84,10 +98,10 @@ def measure_memory(bench: BenchModel, precision: str = "float32") -> dict[str, f
         precision: as for :func:`~miti_detr.bench.steps.bench_model`.
 
     Returns:
-        MiB of ``weights`` (with buffers), ``gradients``, ``optimizer state``, what each part of
-        :data:`PARTS` and the rest keep for the backward pass (``backbone: activations``), and the
-        ``peak``: of the tensors on a GPU, or what the process has added on a CPU since before the
-        first step.
+        MiB of ``weights`` (with buffers), ``gradients``, ``optimizer state``, ``input`` (the padded
+        images), what each part of :data:`PARTS` and the rest keep for the backward pass
+        (``backbone: activations``), and the ``peak``: of the tensors on a GPU, or what the process
+        has added on a CPU since before the first step.
     """
     model = bench.model.train()
     optimizer = build_optimizer(bench.cfg, model)
@@ -101,6 +115,7 @@ def measure_memory(bench: BenchModel, precision: str = "float32") -> dict[str, f
         "weights": _bytes([*model.parameters(), *model.buffers()]),
         "gradients": _bytes(gradients),
         "optimizer state": _bytes(states),
+        "input": kept.sizes.pop(INPUT),
         **{f"{part}: activations": size for part, size in kept.sizes.items()},
     }
     del gradients
