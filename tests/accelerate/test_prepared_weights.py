@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import threading
 
 import pytest
 import torch
@@ -196,3 +197,14 @@ def test_a_step_copies_to_the_host_once(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: copied.append(x.shape) or cpu(x))
     step(ours)
     assert copied == [(2, 2, 40, 2)]  # costs: layers, images, queries, objects
+
+
+def test_a_second_step_compiles_nothing(monkeypatch):
+    """In the first step of a thread nothing was ever prepared; without generating code."""
+    monkeypatch.setattr(prepared_weights, "_current", threading.local())
+    model = accelerate(nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))))
+    model.compile(backend="eager")
+    x = torch.ones(2, 4)
+    first = model(x)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(model(x), first, rtol=0, atol=0)
