@@ -49,7 +49,7 @@ def checkpoint_activations(
     found = [
         module
         for name, module in _named(model, kinds)
-        if any(not part or _is_below(name, part) for part in parts)
+        if any(not part or f"{name}.".startswith(f"{part}.") for part in parts)
     ]
     chosen = [module for module in found if not _counts_batches(module)]
     for module in chosen:
@@ -60,10 +60,6 @@ def checkpoint_activations(
 
 def parts_with(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
     """Name the parts of a model that are or contain modules of some classes.
-
-    Args:
-        model: a detector.
-        kinds: classes of the modules.
 
     Returns:
         Names such as ``backbone``, ``backbone.res2`` and ``transformer.encoder``, in order: those
@@ -82,10 +78,6 @@ def _named(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[tuple[s
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
-
-
-def _is_below(name: str, part: str) -> bool:
-    return f"{name}.".startswith(f"{part}.")
 
 
 def _counts_batches(module: nn.Module) -> bool:

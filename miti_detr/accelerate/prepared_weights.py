@@ -65,9 +65,8 @@ class _Made(NamedTuple):
 
 def prepared(layer: nn.Module) -> Pair | None:
     """Weight and bias of a layer in the forward pass of its part; None: it computes its own."""
-    if is_recorded():  # before anything is read that a compiler would watch for changes
-        return None
-    pairs: dict[int, _Made] | None = getattr(_current, "pairs", None)
+    # A compiler would watch for changes of what is read
+    pairs: dict[int, _Made] | None = None if is_recorded() else getattr(_current, "pairs", None)
     made = None if pairs is None else pairs.get(id(layer))
     return made.pair if made is not None and made.is_valid(layer) else None
 
