@@ -8,7 +8,6 @@ Where: on any device. Forward and backward pass are compiled, in training and in
 How exact: rounding; dropout draws other random numbers.
 """
 
-import functools
 import itertools
 import logging
 import time
@@ -42,21 +41,24 @@ def compile_parts(model: nn.Module, names: Iterable[str]) -> list[str]:
     return compiled
 
 
-@functools.cache
 def _announce_compilations() -> None:
     """Log all compilations of this process, if torch tells of them; the interface is private."""
-    starts: list[float] = []
-    numbers = itertools.count(1)
-
-    def start(_: Any) -> None:
-        starts.append(time.perf_counter())
-
-    def end(_: Any) -> None:
-        if starts:
-            seconds = time.perf_counter() - starts.pop()
-            logger.info("torch.compile: compilation %d took %.1f s", next(numbers), seconds)
-
     handler: Any = getattr(torch._dynamo.callback, "callback_handler", None)
-    if hasattr(handler, "register_start_callback"):
-        handler.register_start_callback(start)
-        handler.register_end_callback(end)
+    # torch._dynamo.reset forgets them.
+    if _start not in getattr(handler, "start_callbacks", [_start]):
+        handler.register_start_callback(_start)
+        handler.register_end_callback(_end)
+
+
+_starts: list[float] = []
+_numbers = itertools.count(1)
+
+
+def _start(_: Any) -> None:
+    _starts.append(time.perf_counter())
+
+
+def _end(_: Any) -> None:
+    if _starts:
+        seconds = time.perf_counter() - _starts.pop()
+        logger.info("torch.compile: compilation %d took %.1f s", next(_numbers), seconds)
