@@ -14,6 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from miti_detr.class_count import OWN_KEY, classes_key, num_classes
+
 from .coco.annotations import FATAL_FAULTS, FAULTS, Annotations, annotations_of_dicts, summarise
 from .coco.coco_file import CocoFile
 from .coco.structure import to_number
@@ -40,7 +42,7 @@ def check_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
       ``DATASETS.BAD_ANNOTATIONS`` says whether faulty ones stop the run (``error``) or are dropped
       (``drop``);
     - the training data have at least one object;
-    - all data sets have the same classes, as many as ``MODEL.DETR.NUM_CLASSES``;
+    - all data sets have the same classes, as many as the model;
     - a warning where a training image has more objects than there are object queries.
 
     Of data sets for pre-training (``INPUT.PATCHES.NUMBER``) only the images are checked.
@@ -138,9 +140,9 @@ def _read(cfg: CfgNode, name: str, *, trained: bool, tested: bool) -> _DataSet |
     files = [{**d, "file_name": os.fspath(d["file_name"])} for d in dicts]
     _check_images(cfg, f"data set {name}", files)
     names = tuple(metadata.get("thing_classes", ()))
-    num_classes = len(names) or cfg.MODEL.DETR.NUM_CLASSES
+    classes = len(names) or num_classes(cfg)
     annotations = annotations_of_dicts(
-        dicts, f"data set {name}", num_classes, with_masks=cfg.MODEL.MASK_ON
+        dicts, f"data set {name}", classes, with_masks=cfg.MODEL.MASK_ON
     )
     return _DataSet(name, annotations, names, tuple(range(len(names))))
 
@@ -298,18 +300,18 @@ def _check_classes(cfg: CfgNode, data: _DataSet, reference: _DataSet) -> None:
             f"{list(data.classes)} against {list(reference.classes)}. Give both annotation files "
             "the same categories, in the same order of their ids"
         )
-    if len(data.classes) != cfg.MODEL.DETR.NUM_CLASSES:
+    key, count = classes_key(cfg), len(data.classes)
+    if count != num_classes(cfg):
         raise ValueError(
-            f"{data.name} has {len(data.classes)} classes, but MODEL.DETR.NUM_CLASSES is "
-            f"{cfg.MODEL.DETR.NUM_CLASSES}. Add the override "
-            f"MODEL.DETR.NUM_CLASSES {len(data.classes)}"
+            f"{data.name} has {count} classes, but {key} is {num_classes(cfg)}. Add the override "
+            f"{key} {count}"
         )
 
 
 def _warn_of_too_many_objects(cfg: CfgNode, data: _DataSet) -> None:
     objects = data.annotations.objects_per_image()
     limit = cfg.MODEL.DETR.NUM_OBJECT_QUERIES
-    if (objects > limit).any():
+    if classes_key(cfg) == OWN_KEY and (objects > limit).any():
         worst = int(objects.argmax())
         logger.warning(
             "%s: %d of %d images have more objects than MODEL.DETR.NUM_OBJECT_QUERIES %d "

@@ -22,6 +22,8 @@ from detectron2.utils import comm
 from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
+from miti_detr.class_count import num_classes
+
 from .coco.annotations import drop_faulty
 from .images import ImageError
 from .patches import build_mapper
@@ -207,7 +209,7 @@ def _load_dicts(cfg: CfgNode, names: list[str]) -> list[dict[str, Any]]:
         elif cfg.DATASETS.BAD_ANNOTATIONS == "drop":
             classes = MetadataCatalog.get(name).get("thing_classes", ())
             found = drop_faulty(
-                found, len(classes) or cfg.MODEL.DETR.NUM_CLASSES, with_masks=cfg.MODEL.MASK_ON
+                found, len(classes) or num_classes(cfg), with_masks=cfg.MODEL.MASK_ON
             )
         dicts += [{**record, _DATA_SET: name} for record in found]
     return dicts

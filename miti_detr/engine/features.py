@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from miti_detr.data.kept_features import FeatureStore, digest
+from miti_detr.modeling import MitiDetr
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +18,16 @@ _REPORT_SECONDS = 10.0
 
 
 def check_frozen(model: nn.Module) -> None:
-    """Check that the backbone does not change in training.
+    """Check that the model takes features, and that its backbone does not change in training.
 
     Raises:
-        ValueError: it does.
+        ValueError: one of the two does not hold.
     """
+    if not isinstance(model, MitiDetr):
+        raise ValueError(
+            f"MODEL.BACKBONE.CACHE_FEATURES needs a MitiDetr; this is a {type(model).__name__}. "
+            "Set MODEL.BACKBONE.CACHE_FEATURES 0"
+        )
     if any(parameter.requires_grad for parameter in model.get_submodule("backbone").parameters()):
         raise ValueError(
             "MODEL.BACKBONE.CACHE_FEATURES needs a backbone that is not trained. Set "

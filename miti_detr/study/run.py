@@ -6,6 +6,7 @@ Takes the arguments of ``train_net.py`` and resumes the run in ``OUTPUT_DIR``.
 import argparse
 import hashlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -24,7 +25,11 @@ from miti_detr.engine import (
     setup_run_logger,
 )
 from miti_detr.engine.hooks import BestCheckpointer, MatchingRecorder, RankHook, StepLog
+from miti_detr.engine.parallel import unwrapped
 from miti_detr.files import write_text
+from miti_detr.modeling import MitiDetr
+
+logger = logging.getLogger(__name__)
 
 START_FILE = "start.json"
 FINISHED_FILE = "finished.json"
@@ -54,10 +59,15 @@ class StudyTrainer(Trainer):
         left_out = (hooks.PeriodicCheckpointer, BestCheckpointer)
         kept = [hook for hook in super().build_hooks() if not isinstance(hook, left_out)]
         measured: list[HookBase] = [StepLog(cfg.OUTPUT_DIR)]
-        if cfg.DATASETS.TEST:
-            measured.append(MatchingRecorder(cfg))
-        if self._rank_period is not None:
-            measured.append(RankHook.on_dataset(cfg, period=self._rank_period))
+        model = unwrapped(self.model)
+        if isinstance(model, MitiDetr):
+            if cfg.DATASETS.TEST:
+                measured.append(MatchingRecorder(cfg))
+            if self._rank_period is not None:
+                measured.append(RankHook.on_dataset(cfg, period=self._rank_period))
+        else:
+            name = type(model).__name__
+            logger.info("matching and rank are not recorded: a %s has neither", name)
         checkpoint = hooks.PeriodicCheckpointer(
             self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=1
         )

@@ -14,6 +14,7 @@ from miti_detr.config import add_miti_detr_config
 def make_cfg(*overrides: Any) -> CfgNode:
     cfg = get_cfg()
     add_miti_detr_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "MitiDetr"
     cfg.merge_from_list(
         ["SEED", 7, "DATALOADER.NUM_WORKERS", 0, "MODEL.DETR.NUM_CLASSES", 2, *overrides]
     )

@@ -5,6 +5,9 @@ import math
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from miti_detr.modeling import MitiDetr
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +17,7 @@ _RATE, _BATCH, _WIDTH, _STEPS = 1e-4, 64, 256, 277_200
 _FEW = 50_000  # steps from which a transformer of full size has never been seen to work
 _FULL_LAYERS = 8  # encoder and decoder layers together that count as full size
 _HIGH = 8.0  # times the published learning rate that is too much
+_HIGH_ADAMW = 5e-3  # learning rate that is too much for any model with ADAMW, but not with SGD
 
 
 def log_plan(cfg: CfgNode, *, num_images: int | None, start: int, from_scratch: bool) -> None:
@@ -78,9 +82,15 @@ def doubts(cfg: CfgNode, *, num_images: int | None, from_scratch: bool) -> Itera
         )
     published = _RATE * math.sqrt(batch / _BATCH)
     high = _HIGH * max(1.0, _WIDTH / detr.HIDDEN_DIM)
-    if solver.OPTIMIZER == "ADAMW" and high * published < solver.BASE_LR:
+    is_adamw, rate = solver.OPTIMIZER == "ADAMW", solver.BASE_LR
+    if is_adamw and not _is_detr(cfg) and rate > _HIGH_ADAMW:
         yield (
-            f"SOLVER.BASE_LR {solver.BASE_LR:g} is {solver.BASE_LR / published:.0f} times that of "
+            f"SOLVER.OPTIMIZER is ADAMW, for which SOLVER.BASE_LR {rate:g} is too much. A config "
+            "of Detectron2's own needs SOLVER.OPTIMIZER SGD SOLVER.BACKBONE_MULTIPLIER 1.0"
+        )
+    if is_adamw and _is_detr(cfg) and high * published < rate:
+        yield (
+            f"SOLVER.BASE_LR {rate:g} is {rate / published:.0f} times that of "
             f"DETR ({_RATE:g} for {_BATCH} images, {published:.2g} for {batch}): the training may "
             f"not leave its start. Set {published:.2g}, or {_RATE:g} with REFERENCE_BATCH {_BATCH}."
         )
@@ -96,6 +106,11 @@ def doubts(cfg: CfgNode, *, num_images: int | None, from_scratch: bool) -> Itera
         )
     if solver.EMA.ENABLED:
         yield from _doubts_of_average(solver.EMA, steps)
+
+
+def _is_detr(cfg: CfgNode) -> bool:
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return isinstance(model, type) and issubclass(model, MitiDetr)
 
 
 def _doubts_of_average(ema: CfgNode, steps: int) -> Iterator[str]:
