@@ -1,4 +1,4 @@
-# make train | compare | bench | gpu | quick | fuzz | test | coverage | lint | site | setup | help. Every
+# make train | compare | bench | gpu | gpu-study | quick | fuzz | test | coverage | lint | site | setup | help. Every
 # target but site first makes or repairs the environment (tools/setup_env.sh).
 
 CONFIG ?= configs/shapes/miti_detr.yaml
@@ -14,10 +14,10 @@ ENV_PYTHON = "$$(sh tools/setup_env.sh --print-python)"
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(ENV_PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train compare bench gpu quick fuzz test coverage lint site
+.PHONY: help setup train compare bench gpu gpu-study quick fuzz test coverage lint site
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 	@echo
 	@echo "  CONFIG=$(CONFIG)  OUTPUT=$(OUTPUT)"
 	@echo "  STUDY=$(STUDY)"
@@ -40,6 +40,10 @@ bench: setup ## measure the runs of benchmarks/runs.yaml into output/bench; skip
 gpu: setup ## on a machine with a GPU: run its tests, then measure benchmarks/gpu.yaml into output/gpu
 	@$(ENV_PYTHON) -m pytest -q tests/gpu
 	@$(ENV_PYTHON) -W ignore::FutureWarning -m benchmarks --runs benchmarks/gpu.yaml --output output/gpu $(ARGS)
+
+gpu-study: STUDY = configs/studies/gpu.yaml
+gpu-study: JOBS = 1
+gpu-study: compare ## on a machine with a GPU: DETR and Miti-DETR on the photographs of ARGS, ten minutes each
 
 quick: setup ## run the quick tests, in less than a minute
 	@$(PYTEST) -m "not slow" $(ARGS)

@@ -95,6 +95,7 @@ def _command() -> str:
 
 
 def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparison"]:
+    from miti_detr.study.budget import with_iterations
     from miti_detr.study.comparison import compare_study
     from miti_detr.study.plan import plan_runs
     from miti_detr.study.runs import study_lock, time_evaluations
@@ -102,6 +103,9 @@ def _train(args: argparse.Namespace, output: Path) -> tuple[list[str], "Comparis
     study, overrides = _study(args)
     choices: list[Choice] = []
     with study_lock(output):
+        if study.minutes is not None and study.iterations is None:
+            print(f"measuring how many iterations take {study.minutes:g} minutes")
+        study = with_iterations(study, output, overrides, threads=args.threads)
         try:
             if study.choose:
                 study, choices = _choose(study, output, overrides, args)

@@ -15,6 +15,7 @@ from miti_detr.files import write_text
 from miti_detr.yaml_files import read_yaml
 
 CHECKPOINT_PERIOD = 100  # iterations; a multiple of the 20 of a record in metrics.json
+_MOST_CHECKPOINTS = 50  # of a run; longer ones have a longer period
 # An arm is a folder of the study: no separators, no "..", no hidden files.
 _NAME = re.compile(r"[\w+-][\w .+-]*")
 CHOICE_FOLDER = "choose"  # of the runs on which the arms choose
@@ -84,6 +85,7 @@ class Study:
         arms: in the order of the tables.
         groups: title of a part of the report -> names of its arms.
         iterations: length of every run; None keeps the schedule of each config.
+        minutes: the same as a time, for :func:`miti_detr.study.budget.with_iterations`.
         evaluations: number of evaluations of every run, evenly spread; used with ``iterations``.
         aps: values of AP for which the report says when they are reached; if empty, the report
             chooses them.
@@ -97,6 +99,7 @@ class Study:
     arms: tuple[Arm, ...]
     groups: Mapping[str, Sequence[str]]
     iterations: int | None = None
+    minutes: float | None = None
     evaluations: int = 5
     aps: tuple[float, ...] = ()
     threshold: float = 0.5
@@ -222,17 +225,18 @@ def _setup(arm: Arm, options: Sequence[str]) -> CfgNode:
 
 def _schedule(cfg: CfgNode, study: Study) -> list[str]:
     """Options for ``study.iterations``; the learning rate drops in proportion to the config's."""
-    period = [_PERIOD_KEY, str(CHECKPOINT_PERIOD)]
     if study.iterations is None:
-        return period
+        return [_PERIOD_KEY, str(CHECKPOINT_PERIOD)]
     solver, iterations = cfg.SOLVER, study.iterations
+    records = iterations // (20 * _MOST_CHECKPOINTS)
     in_epochs = solver.EPOCHS > 0
     length = solver.EPOCHS if in_epochs else solver.MAX_ITER
     drops = solver.EPOCH_STEPS if in_epochs else solver.STEPS
     steps = tuple(round(drop * iterations / length) for drop in drops)
     values = (0, (), iterations, steps, max(1, round(iterations / study.evaluations)))
-    pairs = zip(_BUDGET_KEYS, values, strict=True)
-    return [*period, *(word for key, value in pairs for word in (key, str(value)))]
+    pairs: dict[str, Any] = {_PERIOD_KEY: max(CHECKPOINT_PERIOD, 20 * records)}
+    pairs |= dict(zip(_BUDGET_KEYS, values, strict=True))
+    return [word for key, value in pairs.items() for word in (key, str(value))]
 
 
 def _keep_config(cfg: CfgNode, path: Path) -> None:

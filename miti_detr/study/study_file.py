@@ -16,8 +16,8 @@ from .plan import Arm, Candidates, Study
 MAX_SEEDS = 1000
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy accepts
 _FIELDS = (
-    *("title", "arms", "groups", "overrides", "iterations", "evaluations", "seeds", "aps"),
-    *("threshold", "rank_period", "choose"),
+    *("title", "arms", "groups", "overrides", "iterations", "minutes", "evaluations", "seeds"),
+    *("aps", "threshold", "rank_period", "choose"),
 )
 _ARM_FIELDS = ("config", "overrides", "seeds", "reference")
 _CHOOSE_FIELDS = ("key", "values", "seeds")
@@ -108,11 +108,16 @@ def read_study(path: str | Path) -> Study:
         f"a mapping from titles to lists of arms, of {', '.join(names)}",
         {"Comparison": names},
     )
+    iterations = fields.read("iterations", _positive, "an integer of 1 or more")
+    minutes = fields.read("minutes", _minutes, "a number above 0")
+    if iterations is not None and minutes is not None:
+        raise fields.error("minutes", minutes, "left out where there are iterations")
     study = Study(
         title=fields.read("title", _text, "a text", path.stem),
         arms=arms,
         groups=groups,
-        iterations=fields.read("iterations", _positive, "an integer of 1 or more"),
+        iterations=iterations,
+        minutes=minutes,
         evaluations=fields.read(
             "evaluations", _positive, "an integer of 1 or more", Study.evaluations
         ),
@@ -171,6 +176,10 @@ def _text(value: Any) -> str | None:
 
 def _positive(value: Any) -> int | None:
     return value if _is_int(value) and value >= 1 else None
+
+
+def _minutes(value: Any) -> float | None:
+    return value if _is_number(value) and value > 0 else None
 
 
 def _fraction(value: Any) -> float | None:

@@ -48,6 +48,8 @@ def error_of(path: Path) -> str:
         ({"overrides": 5}, "overrides is 5"),
         ({"iterations": "1000"}, "iterations is '1000'"),
         ({"iterations": True}, "iterations is True"),
+        ({"minutes": 0}, "minutes is 0. It must be a number above 0"),
+        ({"minutes": 5, "iterations": 9}, "minutes is 5. It must be left out where there are"),
         ({"evaluations": 0}, "evaluations is 0. It must be an integer of 1 or more"),
         ({"seeds": None}, "seeds is null. It must be a number of seeds"),
         ({"seeds": []}, "seeds is []"),
@@ -124,7 +126,7 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 FIELDS = [*("title", "arms", "groups", "overrides", "iterations", "evaluations", "seeds", "aps")]
-FIELDS += ["threshold", "rank_period", "config", "reference", "choose"]
+FIELDS += ["minutes", "threshold", "rank_period", "config", "reference", "choose"]
 
 
 @pytest.mark.slow
