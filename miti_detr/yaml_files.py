@@ -1,6 +1,7 @@
 """Reading YAML as data: nothing in a file runs code or reaches the network."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,14 @@ def _one_line(error: yaml.YAMLError, name: str) -> str:
         tag = problem[start:].strip("'").replace("tag:yaml.org,2002:", "!!")
         return f"{place}: the tag {tag} builds a Python object. Only plain values are allowed."
     return f"{place}: {problem}. Correct the YAML."
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as a flat one, with keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            result.update(flatten(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result

@@ -30,9 +30,8 @@ from miti_detr.evaluation.build import best_metric
 from miti_detr.files import atomic_write, write_text
 from miti_detr.model_zoo import ZooModel, get_config_file, zoo_models
 from miti_detr.model_zoo.zoo import sha256_of, zoo_file, zoo_folder
-from miti_detr.study.plan import flatten
 from miti_detr.visualize.curves import read_metrics
-from miti_detr.yaml_files import parse_config
+from miti_detr.yaml_files import flatten, parse_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "model_zoo.md"
 TABLES = re.compile(r"(?<=<!-- tables, by python -m tools.zoo -->\n).*(?=<!-- end -->)", re.DOTALL)

@@ -3,9 +3,8 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .arguments import positive_int
 
@@ -109,24 +108,15 @@ def _check_same(file: Path, cfg: "CfgNode") -> None:
     Raises:
         ValueError: keys have other values.
     """
-    from miti_detr.yaml_files import parse_yaml, read_yaml
+    from miti_detr.yaml_files import flatten, parse_yaml, read_yaml
 
-    before, now = _flat(read_yaml(file)), _flat(parse_yaml(cfg.dump(), "the config"))
+    before, now = flatten(read_yaml(file)), flatten(parse_yaml(cfg.dump(), "the config"))
     keys = sorted(key for key in before | now if before.get(key) != now.get(key))
     if keys:
         raise ValueError(
             f"{file.parent} holds a run with other data or settings ({', '.join(keys[:4])}). Give "
             "the same ones to continue it, or choose another folder with --output"
         )
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def _is_newer(table: Path, weights: Path) -> bool:

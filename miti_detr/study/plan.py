@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from miti_detr.engine import setup_config
 from miti_detr.engine.launch.checks import check_weights
 from miti_detr.files import write_text
-from miti_detr.yaml_files import read_yaml
+from miti_detr.yaml_files import flatten, read_yaml
 
 CHECKPOINT_PERIOD = 100  # iterations; a multiple of the 20 of a record in metrics.json
 _MOST_CHECKPOINTS = 50  # of a run; longer ones have a longer period
@@ -258,14 +258,3 @@ def _keep_config(cfg: CfgNode, path: Path) -> None:
             f"{path.parent} was started with {key} {then.get(key)!r}, which is now "
             f"{now.get(key)!r}. Choose another --output, or remove that folder"
         )
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as a flat one, with keys joined by dots."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            result.update(flatten(value, f"{prefix}{key}."))
-        else:
-            result[prefix + key] = value
-    return result

@@ -12,9 +12,8 @@ import numpy as np
 from miti_detr.engine.hooks import STEPS_FILE, read_records
 from miti_detr.engine.hooks.matching import MATCHES_FILE
 from miti_detr.visualize.curves import AR, Run, read_run
-from miti_detr.yaml_files import read_yaml
+from miti_detr.yaml_files import flatten, read_yaml
 
-from .plan import flatten
 from .run import FINISHED_FILE, START_FILE
 from .runs import EVALUATION_FILE
 from .statistics import first_reached

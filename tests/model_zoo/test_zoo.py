@@ -22,8 +22,7 @@ from miti_detr.engine import setup_config
 from miti_detr.engine.launch.checks import check_weights
 from miti_detr.engine.predictor import Predictor
 from miti_detr.model_zoo import ZooModel, find_zoo_weights, get_config_file, zoo, zoo_models
-from miti_detr.study.plan import flatten
-from miti_detr.yaml_files import parse_config
+from miti_detr.yaml_files import flatten, parse_config
 from tests.helpers import tiny_config
 from tests.small_shapes import small_shapes
 
