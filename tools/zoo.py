@@ -115,12 +115,12 @@ def add_model(
             AP50=metrics[0]["bbox/AP50"],
             mask_AP=metrics[0].get("segm/AP"),
             seeds={seed: each["bbox/AP"] for seed, each in zip(seeds, metrics, strict=True)},
-            hardware=hardware or _hardware(),
+            hardware=hardware or this_machine(),
             figures="measured",
             parameters=parameters,
             bytes=path.stat().st_size,
             sha256=sha256_of(path),
-            **_training(runs[0]),
+            **training_of(runs[0]),
         )
         _save(model, path)
     return model
@@ -186,7 +186,7 @@ def _metrics(run: Path, checkpoint: dict[str, Any]) -> dict[str, float]:
     raise ValueError(f"{run}: metrics.json has no evaluation of these weights")
 
 
-def _training(run: Path) -> dict[str, Any]:
+def training_of(run: Path) -> dict[str, Any]:
     """Iterations, minutes, versions and commit of a run, from its own files."""
     log = (run / "log.txt").read_text(encoding="utf-8")
     found = {name: re.findall(rule, log, re.MULTILINE) for name, rule in _LOG.items()}
@@ -215,7 +215,8 @@ def _seconds(log: str, times: dict[int, float]) -> float:
     return sum(times[now] * (now - last) for last, now in itertools.pairwise(steps))
 
 
-def _hardware() -> str:
+def this_machine() -> str:
+    """Describe the processor, and the GPU if there is one."""
     machine = describe_machine()
     cores = f"{machine['cores']} cores of {machine['processor']}"
     return f"{machine['gpu']}, {cores}" if machine["gpu"] else cores
@@ -250,7 +251,7 @@ def _results(models: dict[str, ZooModel]) -> str:
         for m in models.values()
     ]
     names = ("AP", "mean ± sd (n)", "AP50", "mask AP", "parameters", "MB", "minutes")
-    return _table(rows, ["weights", "data", *names, "hardware"])
+    return markdown_table(rows, ["weights", "data", *names, "hardware"])
 
 
 def _origins(models: dict[str, ZooModel]) -> str:
@@ -268,14 +269,15 @@ def _origins(models: dict[str, ZooModel]) -> str:
         for m in models.values()
     ]
     names = ("file of the run", "iterations", "figures", "versions", "commit", "sha256")
-    return _table(rows, ["weights", "config", *names])
+    return markdown_table(rows, ["weights", "config", *names])
 
 
 def _pairs(words: list[str]) -> list[str]:
     return [" ".join(pair) for pair in zip(words[::2], words[1::2], strict=True)]
 
 
-def _table(rows: list[list[str]], headers: list[str]) -> str:
+def markdown_table(rows: list[list[str]], headers: list[str]) -> str:
+    """Return a table of GitHub's Markdown."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
