@@ -33,7 +33,11 @@ else:
     from .add_residual import add_layer_residual
     from .checkpoint import attach_variant
     from .config import add_miti_detr_config
-    from .modeling import deformable, pretrain  # register DeformableDetr and UpDetr
+    from .modeling import (
+        deformable,  # registers DeformableDetr
+        deformable_segmentation,  # which has masks with it
+        pretrain,  # registers UpDetr
+    )
     from .modeling.detr import ON_CONSTRUCTION
 
     ON_CONSTRUCTION.append(attach_variant)
@@ -44,6 +48,7 @@ else:
         "add_miti_detr_config",
         "data",
         "deformable",
+        "deformable_segmentation",
         "load_predictor",
         "modeling",
         "pretrain",

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     **dict.fromkeys(BESIDE_CLI, BELOW_CLI),
     "cli": BELOW_CLI,
 }
-SYSTEMS = {"pretrain", "deformable", "segmentation"}  # of modeling; they do not import each other
+# Of modeling; they do not import each other. deformable_segmentation joins two of them.
+SYSTEMS = {"pretrain", "deformable", "segmentation"}
 # What belongs to accelerate/ only
 KERNELS = re.compile(r"autograd\.Function|mkldnn|__class__ = |channels_last")
 ROOM_LINES, FILE_LINES, FUNCTION_LINES = 2500, 350, 60

@@ -57,7 +57,7 @@ class MitiDetr(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> "MitiDetr":
         """Make a model with masks if the config asks for them (``MODEL.MASK_ON``)."""
         cfg = next(iter([*args, *kwargs.values()]), None)
-        masks = cls is MitiDetr and isinstance(cfg, CfgNode) and cfg.MODEL.MASK_ON
+        masks = "with_masks" in vars(cls) and isinstance(cfg, CfgNode) and cfg.MODEL.MASK_ON
         return super().__new__(cls.with_masks if masks else cls)
 
     @configurable

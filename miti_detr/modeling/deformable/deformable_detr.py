@@ -7,10 +7,11 @@ Source: Deformable DETR (Zhu et al., 2021); fundamentalvision/Deformable-DETR
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from miti_detr.layers import MLP, build_position_encoding
 from miti_detr.modeling.classification import ClassLoss
 from miti_detr.modeling.detr import MitiDetr
 from miti_detr.modeling.stages import Decoded, Encoded, ObjectQueries, SetPrediction
+from miti_detr.modeling.targets import Target
 
 from .neck import LevelProjections
 from .pyramid import Pyramid
@@ -85,6 +87,18 @@ class DeformableDetr(MitiDetr):
     transformer: DeformableTransformer
     transformer_class = DeformableTransformer
 
+    @configurable
+    def __init__(self, *, levels: Sequence[str] = (), **detr: Any) -> None:
+        """Build a model from its parts.
+
+        Args:
+            levels: features that become levels, by increasing stride; by default all of the
+                backbone.
+            detr: arguments of :class:`MitiDetr`.
+        """
+        self.levels: tuple[str, ...] = tuple(levels) or detr["backbone"].in_features
+        super().__init__(**detr)
+
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that ``cfg`` names.
@@ -95,11 +109,12 @@ class DeformableDetr(MitiDetr):
         detr = cfg.MODEL.DETR
         parts = super().from_config(cfg)
         encoding = build_position_encoding(detr.POSITION_EMBEDDING, detr.HIDDEN_DIM, centred=True)
-        return {**parts, "position_encoding": encoding}
+        levels = parts["backbone"].in_features
+        return {**parts, "position_encoding": encoding, "levels": levels}
 
     def make_input_proj(self, transformer: DeformableTransformer) -> nn.Module:
         """Make the projections of the levels."""
-        channels = [self.backbone.channels[name] for name in self.backbone.in_features]
+        channels = [self.backbone.channels[name] for name in self.levels]
         return LevelProjections(channels, transformer.d_model, transformer.num_levels)
 
     @torch.no_grad()
@@ -126,7 +141,7 @@ class DeformableDetr(MitiDetr):
     @property
     def variant(self) -> dict[str, Any]:
         """What decides the function beside the weights and their shapes."""
-        return {**super().variant, "features": list(self.backbone.in_features)}
+        return {**super().variant, "features": list(self.levels)}
 
     @property
     def has_idle_parts(self) -> bool:
@@ -140,10 +155,10 @@ class DeformableDetr(MitiDetr):
     def encode(self, images: ImageList) -> EncodedPyramid:
         """Compute the features of a batch, and tokens and positions of all levels."""
         features = self.backbone(images)
-        used = [features[name] for name in self.backbone.in_features]
+        used = [features[name] for name in self.levels]
         levels = self.input_proj([feature.tensor for feature in used])
         masks = [feature.mask for feature in used]
-        stride = self.backbone.strides[self.backbone.in_features[-1]]
+        stride = self.backbone.strides[self.levels[-1]]
         for level in levels[len(used) :]:
             stride *= 2
             masks.append(self.backbone.mask_of(images, level, stride))
@@ -192,11 +207,16 @@ class DeformableDetr(MitiDetr):
         targets = self.targets(batched_inputs, prediction.boxes.dtype)
         losses = self.criterion(prediction.logits, prediction.boxes, targets)
         if isinstance(prediction, TwoStagePrediction):
-            found = prediction.proposals
-            for target in targets:
-                target["labels"] = torch.zeros_like(target["labels"])
-            losses |= self.criterion(found.logits, found.boxes, targets, suffix="_enc")
+            losses |= self.proposal_losses(prediction.proposals, targets)
         return losses
+
+    def proposal_losses(self, proposals: SetPrediction, targets: list[Target]) -> dict[str, Tensor]:
+        """Weighted losses of the encoder's proposals, whose only class is "object"."""
+        objects: list[Target] = [
+            {"labels": torch.zeros_like(target["labels"]), "boxes": target["boxes"]}
+            for target in targets
+        ]
+        return self.criterion(proposals.logits, proposals.boxes, objects, suffix="_enc")
 
 
 def _tokens(levels: list[Tensor]) -> Tensor:

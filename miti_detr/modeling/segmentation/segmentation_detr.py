@@ -22,7 +22,7 @@ from .losses import at_pixels, at_points, mask_losses
 from .mask_head import AttentionMap, MaskHead
 from .panoptic import confident_queries, merge_panoptic
 from .postprocess import RunLengthMasks, Size, resize_logits
-from .prediction import MaskPrediction, with_pyramid
+from .prediction import Grid, MaskPrediction, with_pyramid
 from .targets import padded_masks
 
 MASK_PARTS = ("bbox_attention", "mask_head")
@@ -102,7 +102,7 @@ class SegmentationDetr(MitiDetr):
         detr, test = cfg.MODEL.DETR, cfg.TEST
         return {
             **parts,
-            "backbone": with_pyramid(parts["backbone"]),
+            "backbone": with_pyramid(parts["backbone"], encodes_all="levels" in parts),
             "mask_points": detr.MASK_POINTS,
             "frozen_weights": detr.FROZEN_WEIGHTS,
             "mask_format": test.MASK_FORMAT,
@@ -157,8 +157,17 @@ class SegmentationDetr(MitiDetr):
         """Compute logits and boxes, and keep what masks are computed from."""
         found = super().apply_heads(encoded, decoded)
         return MaskPrediction(
-            found.logits, found.boxes, encoded, decoded.states[-1], decoded.memory
+            found.logits,
+            found.boxes,
+            decoded.states[-1],
+            self.grid(encoded, decoded),
+            tuple(encoded.features[name].tensor for name in self.pyramid),
+            proposals=getattr(found, "proposals", None),
         )
+
+    def grid(self, encoded: Encoded, decoded: Decoded) -> Grid:
+        """Return the feature whose cells queries look at."""
+        return Grid(encoded.source, decoded.memory, encoded.mask)
 
     def mask_logits(self, prediction: MaskPrediction, image: Tensor, query: Tensor) -> Tensor:
         """Compute the masks of pairs of an image and a query.
@@ -171,11 +180,10 @@ class SegmentationDetr(MitiDetr):
         Returns:
             (M, h', w').
         """
-        encoded = prediction.encoded
+        source, memory, mask = prediction.grid
         # Of all queries: beside the mask head, they cost nothing.
-        maps = self.bbox_attention(prediction.states, prediction.memory, encoded.mask)
-        pyramid = [encoded.features[name].tensor for name in self.pyramid]
-        logits: Tensor = self.mask_head(encoded.source, maps[image, query], pyramid, image)
+        maps = self.bbox_attention(prediction.states, memory, mask)
+        logits: Tensor = self.mask_head(source, maps[image, query], prediction.pyramid, image)
         return logits
 
     def losses(
@@ -273,7 +281,12 @@ class SegmentationDetr(MitiDetr):
 
     def _panoptic(self, prediction: MaskPrediction, image: Size, output: Size) -> Any:
         logits = prediction.logits[-1, 0].float()
-        queries, classes = confident_queries(logits, self.panoptic_threshold)
+        if logits.shape[-1] > self.num_classes:
+            queries, classes = confident_queries(logits, self.panoptic_threshold)
+        else:  # focal loss, without a column of "no object"
+            scores, classes = logits.sigmoid().max(-1)
+            queries = (scores > self.panoptic_threshold).nonzero()[:, 0]
+            classes = classes[queries]
         chunks = list(self._resized_logits(prediction, queries, image, image))
         masks = torch.cat(chunks) if chunks else logits.new_zeros(0, *image)
         return merge_panoptic(classes, masks, stuff=self.stuff_classes, output=output)

@@ -85,7 +85,7 @@ def masks(model, prediction):
 def test_outputs(model, prediction, masks):
     torch.testing.assert_close(prediction.logits, GOLDEN["post.logits"].double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(prediction.boxes, GOLDEN["post.boxes"], **EXACT)
-    maps = model.bbox_attention(prediction.states, prediction.memory, prediction.encoded.mask)
+    maps = model.bbox_attention(prediction.states, prediction.grid.memory, prediction.grid.mask)
     torch.testing.assert_close(maps[:, ::3], GOLDEN["post.attention_maps"].double(), **AS_STORED)
     every_third = GOLDEN["post.pred_masks_every_third_query"].double()
     torch.testing.assert_close(masks[:, ::3], every_third, **AS_STORED)
