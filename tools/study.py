@@ -78,7 +78,9 @@ def make_record(name: str, output: Path, hardware: str) -> dict[str, Any]:
         for seed in arm.seeds
     ]
     comparison = compare_study(study, runs)
-    trained = [training_of(path.parent) for path in sorted(output.rglob("seed_*/finished.json"))]
+    folders = [path.parent for path in sorted(output.rglob("seed_*/finished.json"))]
+    # A run that diverged at once has no times.
+    trained = [training_of(path) for path in folders if _has_times(path / "metrics.json")]
     first = training_of(comparison.arms[0].runs[0].path)
     claims = {claim.arm: claim for claim in find_claims(comparison)}
     return {
@@ -87,7 +89,7 @@ def make_record(name: str, output: Path, hardware: str) -> dict[str, Any]:
         "commit": first["commit"],
         "versions": first["versions"],
         "hardware": hardware,
-        "runs": len(trained),
+        "runs": len(folders),
         "machine_hours": round(sum(run["minutes"] for run in trained) / 60, 2),
         "missing": comparison.missing,
         "arms": {
@@ -99,6 +101,10 @@ def make_record(name: str, output: Path, hardware: str) -> dict[str, Any]:
             for arm in comparison.arms
         },
     }
+
+
+def _has_times(path: Path) -> bool:
+    return path.is_file() and '"time"' in path.read_text(encoding="utf-8")
 
 
 def _choice(path: Path) -> dict[str, Any]:
@@ -151,8 +157,9 @@ def table(record: dict[str, Any], columns: list[str] | None = None) -> str:
         ValueError: a column has another name.
     """
     arms = record["arms"]
+    keys = [arm["choice"]["key"] for arm in arms.values() if "choice" in arm]
     known = {
-        **({"choice": "chosen"} if any("choice" in arm for arm in arms.values()) else {}),
+        **({"choice": keys[0]} if keys else {}),
         **{metric: metric for metric in METRICS},
         "rank": RANK,
         "difference": "AP minus the reference's",
