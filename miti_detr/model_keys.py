@@ -115,6 +115,12 @@ def check_model_keys(cfg: CfgNode) -> None:
             f"MODEL.DETR.STUFF_CLASSES ends with {detr.STUFF_CLASSES[-1]}; it must be below "
             f"MODEL.DETR.NUM_CLASSES, which is {detr.NUM_CLASSES}"
         )
+    parts = tuple(detr.ACTIVATION_CHECKPOINT_IN)
+    if parts != ("backbone", "transformer") and not detr.ACTIVATION_CHECKPOINT:
+        raise ValueError(
+            f"MODEL.DETR.ACTIVATION_CHECKPOINT_IN is {parts}, which has no effect. Set "
+            "MODEL.DETR.ACTIVATION_CHECKPOINT True as well"
+        )
     _check_shallow_resnet(cfg)
     _check_lite0(cfg)
     _check_deformable(cfg)

@@ -203,3 +203,5 @@ class _Progress:
         """Leave the last state on the screen and close the bar."""
         self._bar.refresh()
         self._bar.close()
+        if not sys.stderr.isatty():
+            print(file=sys.stderr)  # the bar leaves its last line open

@@ -15,6 +15,11 @@ PRESETS = ("laptop", "gpu", "quick")
 # Features that the preset laptop computes, three minutes of two cores: the fewer images, the more
 # variants of each
 _FEATURES, _FEWEST, _MOST = 4200, 2, 16
+# Keys that a run may change when it continues
+_SCHEDULE = (
+    *("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD"),
+    "TEST.EVAL_PERIOD",
+)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -50,15 +55,19 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output or f"output/{Path(args.data).resolve().stem}")
     cfg = _config(args, output)
     file = output / "train.yaml"
-    if file.is_file():
-        _check_same(file, cfg)
+    changed = _changed_keys(file, cfg)
     weights, table = output / "model_final.pth", output / "inference" / "coco_table.txt"
-    if _is_newer(table, weights):
+    if not changed and _is_newer(table, weights):
         print(f"{output} is trained already. To train again, remove that folder or choose another.")
     else:
-        if not file.is_file():
+        if not (output / "last_checkpoint").is_file():  # nothing is lost
             _draw_contact_sheet(cfg, output / "contact_sheet.png")
-            write_text(file, cfg.dump())
+        elif others := [key for key in changed if key not in _SCHEDULE]:
+            raise ValueError(
+                f"{output} holds a run with other data or settings ({', '.join(others[:4])}). Give "
+                "the same ones to continue it, or choose another folder with --output"
+            )
+        write_text(file, cfg.dump())
         arguments = argparse.Namespace(
             **{"config_file": str(file), "opts": [], "resume": True, "eval_only": False},
             **{"num_gpus": args.num_gpus, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"},
@@ -93,7 +102,12 @@ def _config(args: argparse.Namespace, output: Path) -> "CfgNode":
         *("DATASETS.TRAIN", f"('{sets[0][0]}',)", "DATASETS.TEST", f"('{sets[1][0]}',)"),
         *args.overrides,
     ]
-    cfg = setup_config(get_config_file(f"finetune/{args.preset}.yaml"), options)
+    preset = get_config_file(f"finetune/{args.preset}.yaml")
+    cfg = setup_config(preset, options)
+    if "SOLVER.MAX_ITER" in args.overrides and "SOLVER.STEPS" not in args.overrides:
+        solver = setup_config(preset).SOLVER  # the steps keep their share of the run
+        share = cfg.SOLVER.MAX_ITER / solver.MAX_ITER
+        cfg.SOLVER.STEPS = tuple(max(1, int(step * share)) for step in solver.STEPS)
     images = len(DatasetCatalog.get(sets[0][0]))
     if args.preset == "laptop" and "MODEL.BACKBONE.CACHE_FEATURES" not in args.overrides:
         cfg.MODEL.BACKBONE.CACHE_FEATURES = min(max(_FEATURES // max(images, 1), _FEWEST), _MOST)
@@ -102,21 +116,14 @@ def _config(args: argparse.Namespace, output: Path) -> "CfgNode":
     return cfg
 
 
-def _check_same(file: Path, cfg: "CfgNode") -> None:
-    """Refuse to continue a run with another config.
-
-    Raises:
-        ValueError: keys have other values.
-    """
+def _changed_keys(file: Path, cfg: "CfgNode") -> list[str]:
+    """Keys with other values than in the config of a run; none if there is no run."""
     from miti_detr.yaml_files import flatten, parse_yaml, read_yaml
 
+    if not file.is_file():
+        return []
     before, now = flatten(read_yaml(file)), flatten(parse_yaml(cfg.dump(), "the config"))
-    keys = sorted(key for key in before | now if before.get(key) != now.get(key))
-    if keys:
-        raise ValueError(
-            f"{file.parent} holds a run with other data or settings ({', '.join(keys[:4])}). Give "
-            "the same ones to continue it, or choose another folder with --output"
-        )
+    return sorted(key for key in before | now if before.get(key) != now.get(key))
 
 
 def _is_newer(table: Path, weights: Path) -> bool:
@@ -173,4 +180,5 @@ def _report(dataset: str, weights: Path, folder: Path) -> float:
     if not found.on_choice.true:
         return DEFAULT_THRESHOLD
     store_threshold(str(weights), found.chosen)
+    print(f"the best threshold, {found.chosen:.3f}, is kept with the weights")
     return found.chosen

@@ -128,6 +128,7 @@ def export_model(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
         written = Path(folder) / target.name
+        say("recording the model and writing the file, which can take minutes")
         _write(detector, make_record(cfg, model, options), written, options)
         _check(model, cfg, written, options, dataset, say)
         if options.format == "openvino":

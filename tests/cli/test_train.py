@@ -42,7 +42,12 @@ def test_from_a_folder_to_a_model(
         assert "is trained already" in capsys.readouterr().out
         assert times == {name: (output / name).stat().st_mtime_ns for name in made}
 
-        assert main([*words, "SEED", "4"]) == 1
+        longer = ["SOLVER.MAX_ITER", "3", "SOLVER.STEPS", "(2,)"]
+        assert main([*words, *longer]) == 0
+        assert "is trained already" not in capsys.readouterr().out
+        assert '"iteration": 2' in (output / "metrics.json").read_text()
+
+        assert main([*words, *longer, "SEED", "4"]) == 1
         assert "holds a run with other data or settings (SEED)" in capsys.readouterr().err
         assert (
             main(
@@ -65,6 +70,23 @@ def test_an_unknown_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "holds no labelled data that is known" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_not_begun_takes_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is nothing to lose before the first checkpoint."""
+    monkeypatch.setattr("miti_detr.engine.run", lambda main, args: 3)  # fails at once
+    with small_shapes(tmp_path / "datasets") as shapes:
+        data = shapes.rename(tmp_path / "begun")
+        words = ["train", str(data), "--output", str(tmp_path / "run"), "--preset", "quick"]
+        assert main([*words, "SOLVER.MAX_ITER", "60"]) == 3
+        assert setup_config(str(tmp_path / "run/train.yaml")).SOLVER.STEPS == (40,)
+        assert main([*words, "SOLVER.MAX_ITER", "90"]) == 3
+        assert setup_config(str(tmp_path / "run/train.yaml")).SOLVER.MAX_ITER == 90
+        (tmp_path / "run/last_checkpoint").write_text("model_0000009.pth")
+        assert main([*words, "SOLVER.BASE_LR", "1.0"]) == 1
+        assert "other data or settings (SOLVER.BASE_LR)" in capsys.readouterr().err
 
 
 def test_few_images_get_more_variants(tmp_path: Path) -> None:

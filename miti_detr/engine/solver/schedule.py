@@ -131,7 +131,7 @@ def resolve_schedule(cfg: CfgNode, num_images: int | None) -> None:
         raise ValueError(
             f"SOLVER.LR_SCHEDULER_NAME is {FLAT_COSINE}, which is flat up to the one iteration in "
             f"SOLVER.STEPS (or epoch in EPOCH_STEPS), but there are {len(solver.STEPS)} before "
-            f"MAX_ITER {solver.MAX_ITER}. Give one."
+            f"MAX_ITER {solver.MAX_ITER}. Give one: SOLVER.STEPS '({solver.MAX_ITER // 2},)'."
         )
 
 
