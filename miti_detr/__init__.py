@@ -5,6 +5,8 @@ installed, :func:`load_predictor` still runs exported models, and other names ra
 ``ImportError``.
 """
 
+import warnings
+
 __version__ = "0.1.0"
 
 from .predict import load_predictor
@@ -26,19 +28,22 @@ except ImportError as error:
         )
 
 else:
-    from . import (
-        data,  # registers the data set shapes
-        modeling,  # registers the meta-architecture and the backbone builders
-    )
-    from .add_residual import add_layer_residual
-    from .checkpoint import attach_variant
-    from .config import add_miti_detr_config
-    from .modeling import (
-        deformable,  # registers DeformableDetr
-        deformable_segmentation,  # which has masks with it
-        pretrain,  # registers UpDetr
-    )
-    from .modeling.detr import ON_CONSTRUCTION
+    with warnings.catch_warnings():
+        # Of torch about Detectron2, whenever that is imported
+        warnings.filterwarnings("ignore", "`?torch.jit.script", FutureWarning)
+        from . import (
+            data,  # registers the data set shapes
+            modeling,  # registers the meta-architecture and the backbone builders
+        )
+        from .add_residual import add_layer_residual
+        from .checkpoint import attach_variant
+        from .config import add_miti_detr_config
+        from .modeling import (
+            deformable,  # registers DeformableDetr
+            deformable_segmentation,  # which has masks with it
+            pretrain,  # registers UpDetr
+        )
+        from .modeling.detr import ON_CONSTRUCTION
 
     ON_CONSTRUCTION.append(attach_variant)
 
