@@ -104,7 +104,14 @@ def test_iterations_go_before_minutes(tmp_path: Path) -> None:
 
 
 def test_the_target_of_make() -> None:
-    command = ["make", "--dry-run", "gpu-study", "PYTHON=python3", "ARGS=KEY \"['a']\""]
+    command = [
+        "make",
+        "--no-print-directory",
+        "--dry-run",
+        "gpu-study",
+        "PYTHON=python3",
+        "ARGS=KEY \"['a']\"",
+    ]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     line = made.replace("\\\n", " ")
     assert '--study "configs/studies/gpu.yaml" --jobs 1' in line
