@@ -147,12 +147,18 @@ def choose_aps(arms: Sequence[ArmResult]) -> tuple[float, ...]:
     return tuple(float(f"{share * np.mean(finals):.2g}") for share in (0.25, 0.5, 0.75))
 
 
-def _arm_name(names: Sequence[str], taken: Sequence[str]) -> str:
-    """Name several runs by the common beginning of their names."""
+def common_beginning(names: Sequence[str]) -> str:
+    """Return the longest text that all names begin with."""
     common = names[0]
     for name in names[1:]:
         while not name.startswith(common):
             common = common[:-1]
+    return common
+
+
+def _arm_name(names: Sequence[str], taken: Sequence[str]) -> str:
+    """Name several runs by the common beginning of their names."""
+    common = common_beginning(names)
     common = re.sub(r"[/_.-]*(seed)?[/_.-]*$", "", common) if len(names) > 1 else common
     return common if common and common not in taken else " + ".join(names)
 

@@ -1,7 +1,6 @@
 """The report of a comparison: one self-contained HTML file, and the same as CSV and JSON."""
 
 import dataclasses
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from miti_detr.report.page import Section, Table, section_json, write_page
 
 from .choose import choices_table
 from .claims import claims_table
-from .comparison import ArmResult, Comparison
+from .comparison import Comparison
 from .drawing.differences import TRUTH, ComparedImage, draw_most_different
 from .drawing.figures import arm_styles, draw_figures
 from .tables import group_tables, runs_table
@@ -69,7 +68,6 @@ def write_report(
         "shared": SHARED if studied else "",
         "threshold": comparison.threshold,
         "missing": [*comparison.missing, *([] if pictures else [pictures_note])],
-        "arms": [_arm_json(arm, output) for arm in comparison.arms],
         "sections": [section_json(section, output) for section in sections],
         "pictures": [_picture_json(image, output) for image in pictures],
         "pictures_of": pictures_note,
@@ -79,11 +77,6 @@ def write_report(
     }
     template = resources.files(__package__).joinpath("report.html")
     return write_page(output, template, content, [("", runs)])
-
-
-def _arm_json(arm: ArmResult, output: Path) -> dict[str, Any]:
-    runs = [os.path.relpath(run.path, output) for run in arm.runs]
-    return {"name": arm.name, "reference": arm.reference, "runs": runs}
 
 
 def _picture_json(image: ComparedImage, output: Path) -> dict[str, Any]:

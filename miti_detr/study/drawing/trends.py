@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from miti_detr.study.comparison import RUN_KEYS, ArmResult
+from miti_detr.study.comparison import RUN_KEYS, ArmResult, common_beginning
 from miti_detr.study.results import RunResult
 from miti_detr.study.series import last_layer, rank_keys
 from miti_detr.study.statistics import mean_and_spread
@@ -110,10 +110,7 @@ def _last(run: RunResult, keys: Sequence[str]) -> float:
 def _line_name(line: Line) -> str:
     """Return the first arm's name without the part that differs along the line."""
     names = [arm.name for _, arm in line]
-    common = names[0]
-    while not all(name.startswith(common) for name in names):
-        common = common[:-1]
-    return common.rstrip(" _+.-") or " + ".join(names)
+    return common_beginning(names).rstrip(" _+.-") or " + ".join(names)
 
 
 def _is_number(value: Any) -> bool:
