@@ -21,7 +21,7 @@ from miti_detr.study.choose import CHOICE_FILE
 from miti_detr.study.claims import find_claims
 from miti_detr.study.comparison import ArmResult, Comparison, compare_study
 from miti_detr.study.plan import StudyRun
-from miti_detr.study.results import RunResult
+from miti_detr.study.results import ALL_METRICS, RunResult
 from miti_detr.study.series import last_layer, rank_keys
 from miti_detr.study.statistics import mean_and_spread
 from miti_detr.study.study_file import read_study
@@ -31,9 +31,9 @@ from .zoo import markdown_table, this_machine, training_of
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "docs" / "studies"
 PAGES = (ROOT / "README.md", ROOT / "EVIDENCE.md")
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+METRICS = tuple(metric for metric in ALL_METRICS if metric != "AR")
 RANK = "effective rank"  # of the tokens after the last encoder layer
-_PLACE = re.compile(r"<!-- study (\w+)(?:: ([\w ,]+))? -->\n.*?<!-- end -->", re.DOTALL)
+_PLACE = re.compile(r"<!-- study (\w+)(?:: ([\w/ ]+))? -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def main() -> int:
@@ -125,7 +125,8 @@ def _claim(arm: ArmResult, claim: Any) -> dict[str, Any]:
         return {}
     interval = {key: round(claim.difference[key], 4) for key in ("mean", "low", "high")}
     verdict = {"p": claim.p, "verdict": claim.verdict}
-    return {"reference": arm.reference, "difference": interval, **verdict}
+    metric = {} if claim.metric == "AP" else {"metric": claim.metric}
+    return {"reference": arm.reference, **metric, "difference": interval, **verdict}
 
 
 def fill(text: str) -> str:
@@ -150,23 +151,24 @@ def table(record: dict[str, Any], columns: list[str] | None = None) -> str:
 
     Args:
         record: of :func:`make_record`.
-        columns: of METRICS, ``choice``, ``rank``, ``difference`` and ``verdict``, in the order of
-            the table; None: all that the study has.
+        columns: of METRICS that were measured, ``choice``, ``rank``, ``difference`` and
+            ``verdict``, in the order of the table; None: all that the study has.
 
     Raises:
         ValueError: a column has another name.
     """
     arms = record["arms"]
+    measured = {key for arm in arms.values() for values in arm["seeds"].values() for key in values}
     keys = [arm["choice"]["key"] for arm in arms.values() if "choice" in arm]
     known = {
         **({"choice": keys[0]} if keys else {}),
-        **{metric: metric for metric in METRICS},
-        "rank": RANK,
+        **{metric: metric for metric in METRICS if metric in measured},
+        **({"rank": RANK} if RANK in measured else {}),
         "difference": "AP minus the reference's",
         "verdict": "verdict",
     }
-    if not any(RANK in values for arm in arms.values() for values in arm["seeds"].values()):
-        del known["rank"]
+    if any("metric" in arm for arm in arms.values()):
+        known["difference"] = "minus the reference's"
     if unknown := [name for name in columns or () if name not in known]:
         raise ValueError(f"no column {unknown[0]!r}. Choose from {', '.join(known)}")
     chosen = [name for name in known if columns is None or name in columns]
@@ -184,7 +186,8 @@ def _cell(arm: dict[str, Any], column: str) -> str:
             return f"{arm['verdict']} (p {arm['p']:.2g})"
         found = arm["difference"]
         text = f"{found['mean']:+.1f} ({found['low']:.1f} to {found['high']:.1f})"
-        return f"{text} vs `{arm['reference']}`".replace("-", "\u2212")
+        metric = f" {arm['metric']}" if "metric" in arm else ""
+        return f"{text}{metric} vs `{arm['reference']}`".replace("-", "\u2212")
     key = RANK if column == "rank" else column
     found = mean_and_spread([v[key] for v in arm["seeds"].values() if key in v])
     if found is None:

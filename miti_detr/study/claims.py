@@ -19,11 +19,12 @@ RESAMPLES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a study says about the AP of an arm.
+    """What a study says about a metric of an arm, AP unless the study names another.
 
     Attributes:
         arm: name of the arm.
         reference: name of its reference.
+        metric: what is compared.
         difference: arm minus reference, of :func:`paired_difference`.
         bootstrap: the same with the interval of :func:`bootstrap_interval`.
         p: p value of the paired t test after Holm's correction.
@@ -33,6 +34,7 @@ class Claim:
 
     arm: str
     reference: str
+    metric: str
     difference: dict[str, Any]
     bootstrap: dict[str, Any]
     p: float
@@ -41,7 +43,7 @@ class Claim:
 
 
 def find_claims(comparison: Comparison) -> list[Claim]:
-    """Return the verdict on the AP of each arm that has two pairs or more with its reference.
+    """Return the verdict on each arm that has two pairs or more with its reference.
 
     Args:
         comparison: comparison; all its arms with a reference form the family.
@@ -51,10 +53,10 @@ def find_claims(comparison: Comparison) -> list[Claim]:
     for arm in comparison.arms:
         reference = by_name.get(arm.reference or "")
         pairs = [] if reference is None else arm.pairs(reference)
-        found = np.array([a.final("AP") - b.final("AP") for a, b in pairs])
+        found = np.array([a.final(arm.metric) - b.final(arm.metric) for a, b in pairs])
         found = found[np.isfinite(found)]
         if len(found) > 1:
-            names.append((arm.name, arm.reference or ""))
+            names.append((arm.name, arm.reference or "", arm.metric))
             differences.append(found)
     adjusted = holm([p_value(found) for found in differences])
     return [
@@ -75,6 +77,7 @@ def claims_table(comparison: Comparison) -> Table | None:
     rows: list[list[Cell]] = [
         [
             f"{claim.arm} \u2212 {claim.reference}",
+            claim.metric,
             claim.difference["n"],
             claim.difference,
             claim.bootstrap,
@@ -88,8 +91,17 @@ def claims_table(comparison: Comparison) -> Table | None:
         return None
     return Table(
         "claims",
-        "Claims: AP of an arm against its reference",
-        ["models", "pairs", "difference", "bootstrap", "p (Holm)", "verdict", "detectable"],
+        "Claims: each arm against its reference",
+        [
+            "models",
+            "metric",
+            "pairs",
+            "difference",
+            "bootstrap",
+            "p (Holm)",
+            "verdict",
+            "detectable",
+        ],
         rows,
         digits=1,
         note="Paired by seed, with the 95 % intervals of Student's t and of the bootstrap over the "

@@ -27,11 +27,13 @@ class ArmResult:
         name: name in tables and legends.
         runs: runs, sorted by seed.
         reference: name of the arm it is compared with.
+        metric: what is compared.
     """
 
     name: str
     runs: list[RunResult]
     reference: str | None = None
+    metric: str = "AP"
 
     def values(self, metric: str) -> list[float]:
         """Return the last value of a metric, for each run."""
@@ -95,7 +97,7 @@ def compare_study(
     for arm in study.arms:
         results = [found[run.name] for run in runs if run.arm == arm and run.name in found]
         if results:
-            arms[arm.name] = ArmResult(arm.name, results, arm.reference)
+            arms[arm.name] = ArmResult(arm.name, results, arm.reference, arm.metric)
     if not arms:
         raise ValueError(f"no run has finished: {' '.join(missing)}")
     groups = {

@@ -19,7 +19,9 @@ _MOST_CHECKPOINTS = 50  # of a run; longer ones have a longer period
 # An arm is a folder of the study: no separators, no "..", no hidden files.
 _NAME = re.compile(r"[\w+-][\w .+-]*")
 CHOICE_FOLDER = "choose"  # of the runs on which the arms choose
+ARM_PREFIX = "arm://"  # of weights: those of another arm with the same seed
 _OTHER_FILES = (CHOICE_FOLDER, "figures", "report.html", "report.json", "report.csv")
+_WEIGHTS_KEYS = ("MODEL.WEIGHTS", "MODEL.DETR.FROZEN_WEIGHTS")
 # These keys differ between the runs of an arm.
 _RUN_KEYS = ("SEED", "OUTPUT_DIR")
 _PERIOD_KEY = "SOLVER.CHECKPOINT_PERIOD"
@@ -37,9 +39,11 @@ class Arm:
     Attributes:
         name: name of its folder, and its name in all tables.
         config_file: YAML file.
-        overrides: alternating config keys and values.
+        overrides: alternating config keys and values. ``arm://NAME`` stands for the final weights
+            of the arm NAME with the same seed.
         seeds: one run each.
         reference: name of the arm it is compared with; None if it is a reference itself.
+        metric: what is compared, of :func:`miti_detr.study.results.metrics_of`.
     """
 
     name: str
@@ -47,6 +51,13 @@ class Arm:
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     reference: str | None = None
+    metric: str = "AP"
+
+    @property
+    def starts(self) -> list[str]:
+        """Names of the arms whose weights it starts from."""
+        values = self.overrides[1::2]
+        return [v.removeprefix(ARM_PREFIX) for v in values if v.startswith(ARM_PREFIX)]
 
     def __post_init__(self) -> None:
         """Check the name.
@@ -107,10 +118,11 @@ class Study:
     choose: Candidates | None = None
 
     def __post_init__(self) -> None:
-        """Check that no seed is used for choosing and for measuring.
+        """Check that no seed is used for choosing and for measuring, and what arms start from.
 
         Raises:
-            ValueError: an arm is measured on a seed on which it chooses.
+            ValueError: an arm is measured on a seed on which it chooses, or starts from an arm
+                that does not come before it or lacks one of its seeds.
         """
         choosing = self.choose.seeds if self.choose else ()
         for arm in self.arms:
@@ -119,6 +131,15 @@ class Study:
                     f"choose: seeds has {common[0]}, on which arm {arm.name} is measured. Choose "
                     "on other seeds"
                 )
+        seeds: dict[str, tuple[int, ...]] = {}
+        for arm in self.arms:
+            for name in arm.starts:
+                if name not in seeds or not {*arm.seeds} <= {*seeds[name]} or self.choose:
+                    raise ValueError(
+                        f"arm {arm.name}: overrides have {ARM_PREFIX}{name}. Name an arm that "
+                        "comes before it and has all of its seeds, in a study without choose"
+                    )
+            seeds[arm.name] = arm.seeds
 
     def fixed_keys(self) -> set[str]:
         """Return the config keys that the study sets in every run."""
@@ -136,6 +157,7 @@ class StudyRun:
         options: alternating config keys and values for ``arm.config_file``.
         iterations: length of the run.
         rank_period: as in :class:`Study`.
+        starts: files of weights that runs of other arms write.
     """
 
     arm: Arm
@@ -144,6 +166,7 @@ class StudyRun:
     options: tuple[str, ...]
     iterations: int
     rank_period: int | None = None
+    starts: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -201,16 +224,24 @@ def plan_runs(study: Study, output: Path, overrides: Sequence[str] = ()) -> list
             )
         options = [*own, *_schedule(cfg, study)]
         cfg = _setup(arm, options)
+        values = dict(zip(own[::2], own[1::2], strict=True))
         try:
-            check_weights(cfg)
+            for key in _WEIGHTS_KEYS:
+                if not values.get(key, "").startswith(ARM_PREFIX):
+                    check_weights(cfg, key=key)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"arm {arm.name}: {error}") from error
         _keep_config(cfg, output / arm.name / "arm.yaml")
         for seed in arm.seeds:
             path = output / arm.name / f"seed_{seed}"
-            words = (*options, "SEED", str(seed), "OUTPUT_DIR", str(path))
-            iterations = cfg.SOLVER.MAX_ITER
-            runs.append(StudyRun(arm, seed, path, words, iterations, study.rank_period))
+            starts = {
+                f"{ARM_PREFIX}{name}": output / name / f"seed_{seed}" / "model_final.pth"
+                for name in arm.starts
+            }
+            words = [str(starts.get(word, word)) for word in options]
+            words += ["SEED", str(seed), "OUTPUT_DIR", str(path)]
+            budget = (cfg.SOLVER.MAX_ITER, study.rank_period)
+            runs.append(StudyRun(arm, seed, path, tuple(words), *budget, (*starts.values(),)))
     return sorted(runs, key=lambda run: run.seed)  # a stable sort keeps the order of the arms
 
 

@@ -23,6 +23,7 @@ _OF_MASKS = (
     *(f"segm/{name}" for name in ("AP", "AP50", "AP75")),
     *(f"panoptic_seg/{name}" for name in ("PQ", "PQ_th", "PQ_st")),
 )
+ALL_METRICS = (*METRICS, *_OF_MASKS)
 # File -> fact -> its types; numbers are positive.
 _FACTS: dict[str, dict[str, tuple[Any, ...]]] = {
     START_FILE: {"weights": (str,), "parameters": (int,), "iterations_per_epoch": (int, float)},

@@ -49,7 +49,8 @@ def run_study(
     """Train the runs that have not finished.
 
     Args:
-        runs: runs, in the order in which they start.
+        runs: runs, in the order in which they start; one that starts from the weights of another
+            run starts after it.
         jobs: number of processes at a time.
         threads: number of torch threads per process.
         watch: called about twice a second with the number of iterations that each run has done and
@@ -60,12 +61,18 @@ def run_study(
     """
     waiting = [run for run in runs if not is_finished(run)]
     running: dict[str, tuple[StudyRun, subprocess.Popen[bytes]]] = {}
-    failures = []
+    failures: list[str] = []
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                running[run.name] = (run, _start(run, threads))
+            for run in [run for run in waiting if all(map(Path.is_file, run.starts))]:
+                if len(running) < jobs:
+                    waiting.remove(run)
+                    running[run.name] = (run, _start(run, threads))
+            if not running:  # what the others start from will not come
+                return failures + [
+                    f"{run.name} has nothing to start from: there is no {run.starts[0]}"
+                    for run in waiting
+                ]
             time.sleep(_POLL)
             for name, (run, process) in list(running.items()):
                 if process.poll() is not None:

@@ -3,7 +3,6 @@
 Every field is checked while the file is read, before anything trains.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from miti_detr.yaml_files import read_yaml
 
 from .plan import Arm, Candidates, Study
+from .results import ALL_METRICS
 
 MAX_SEEDS = 1000
 MAX_SEED = 2**32 - 1  # the largest seed that NumPy accepts
@@ -19,7 +19,7 @@ _FIELDS = (
     *("title", "arms", "groups", "overrides", "iterations", "minutes", "evaluations", "seeds"),
     *("aps", "threshold", "rank_period", "choose"),
 )
-_ARM_FIELDS = ("config", "overrides", "seeds", "reference")
+_ARM_FIELDS = ("config", "overrides", "seeds", "reference", "metric")
 _CHOOSE_FIELDS = ("key", "values", "seeds")
 
 
@@ -112,22 +112,18 @@ def read_study(path: str | Path) -> Study:
     minutes = fields.read("minutes", _minutes, "a number above 0")
     if iterations is not None and minutes is not None:
         raise fields.error("minutes", minutes, "left out where there are iterations")
-    study = Study(
-        title=fields.read("title", _text, "a text", path.stem),
-        arms=arms,
-        groups=groups,
-        iterations=iterations,
-        minutes=minutes,
-        evaluations=fields.read(
+    content = {
+        "title": fields.read("title", _text, "a text", path.stem),
+        "evaluations": fields.read(
             "evaluations", _positive, "an integer of 1 or more", Study.evaluations
         ),
-        aps=fields.read("aps", _aps, "a list of numbers above 0 and up to 100", ()),
-        threshold=fields.read("threshold", _fraction, "a number from 0 to 1", Study.threshold),
-        rank_period=fields.read("rank_period", _positive, "an integer of 1 or more"),
-    )
-    choose = fields.read("choose", lambda value: _read_candidates(path, value), "")
+        "aps": fields.read("aps", _aps, "a list of numbers above 0 and up to 100", ()),
+        "threshold": fields.read("threshold", _fraction, "a number from 0 to 1", Study.threshold),
+        "rank_period": fields.read("rank_period", _positive, "an integer of 1 or more"),
+        "choose": fields.read("choose", lambda value: _read_candidates(path, value), ""),
+    }
     try:
-        return dataclasses.replace(study, choose=choose)
+        return Study(arms=arms, groups=groups, iterations=iterations, minutes=minutes, **content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -155,6 +151,7 @@ def _read_arm(
             tuple(word for pair in overrides.items() for word in pair),
             fields.read("seeds", _seeds, _SEEDS, seeds),
             fields.read("reference", _text, "the name of another arm"),
+            fields.read("metric", _metric, f"one of {', '.join(ALL_METRICS)}", Arm.metric),
         )
     except ValueError as error:
         message = str(error)
@@ -172,6 +169,10 @@ _SEEDS = (
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
+
+
+def _metric(value: Any) -> str | None:
+    return value if value in ALL_METRICS else None
 
 
 def _positive(value: Any) -> int | None:

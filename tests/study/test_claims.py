@@ -66,8 +66,9 @@ def test_all_arms_with_a_reference_are_one_family(tmp_path: Path) -> None:
             paths.append(write_run(tmp_path / name / f"seed_{seed}", aps, seed=seed, residual=name))
     table = claims_table(compare_runs(paths))
     assert table is not None
-    names, pairs, differences, _, p, verdicts, _ = zip(*table.rows, strict=True)
+    names, metrics, pairs, differences, _, p, verdicts, _ = zip(*table.rows, strict=True)
     assert names == ("miti \u2212 detr", "other \u2212 detr")
+    assert metrics == ("AP", "AP")
     assert pairs == (3, 3)
     assert [cell["mean"] for cell in differences] == pytest.approx([6, 0])
     assert p == ("0.018", "1")

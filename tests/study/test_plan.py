@@ -93,6 +93,24 @@ def test_a_pretrained_start_is_an_arm(tmp_path: Path, monkeypatch: pytest.Monkey
     assert starts["miti_tenth_pretrained"]["DATASETS.TRAIN_SHARE"] == "0.1"
 
 
+def test_an_arm_starts_from_the_weights_of_another_one(tmp_path: Path) -> None:
+    """Masks of each seed are trained on the detector of that seed; ``arm.yaml`` has no seed."""
+    study = read_study(ROOT / "configs/studies/shapes_masks.yaml")
+    runs = {run.name: run for run in plan_runs(study, tmp_path)}
+    assert len(runs) == 18
+    for name, key in (("masks", "MODEL.DETR.FROZEN_WEIGHTS"), ("panoptic", "MODEL.WEIGHTS")):
+        run = runs[f"miti_detr_{name}/seed_2"]
+        weights = tmp_path / "miti_detr" / "seed_2" / "model_final.pth"
+        assert run.starts == (weights,)
+        assert run.options[run.options.index(key) + 1] == str(weights)
+        assert "arm://miti_detr\n" in (tmp_path / f"miti_detr_{name}" / "arm.yaml").read_text()
+    assert {arm.name: arm.metric for arm in study.arms if arm.reference} == {
+        "miti_detr": "AP",
+        "miti_detr_masks": "segm/AP",
+        "miti_detr_panoptic": "panoptic_seg/PQ",
+    }
+
+
 def test_a_pretraining_is_no_arm(tmp_path: Path) -> None:
     study = study_of_configs([str(ROOT / "configs/shapes/up_detr_pretrain.yaml")], seeds=1)
     with pytest.raises(ValueError, match="arm up_detr_pretrain is a pre-training"):

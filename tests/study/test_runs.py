@@ -1,5 +1,6 @@
 """The processes of a study, with short stand-ins for the trainings."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -59,6 +60,21 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     monkeypatch.setattr(runs_module, "_start", stand_in(code, []))
     (failure,) = run_study(runs, jobs=4, watch=lambda done, running: None)
     assert failure.startswith("a/seed_1 ended with status 1: error: no room (see ")
+
+
+def test_a_run_starts_after_the_one_whose_weights_it_takes(
+    runs: list[StudyRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 0 waits for seed 3 and leaves nothing; seed 1, which waits for it, is not trained."""
+    weights = [run.path / "model_final.pth" for run in runs]
+    runs[0] = dataclasses.replace(runs[0], starts=(weights[3],))
+    runs[1] = dataclasses.replace(runs[1], starts=(weights[0],))
+    leave = f"if 'seed_0' not in sys.argv[1]: open(sys.argv[1] + '/model_final.pth', 'w')\n{FINISH}"
+    started: list[Popen] = []
+    monkeypatch.setattr(runs_module, "_start", stand_in(f"import sys\n{leave}", started))
+    (failure,) = run_study(runs, jobs=1, watch=lambda done, running: None)
+    assert [str(process.args[-1])[-1] for process in started] == ["2", "3", "0"]
+    assert failure == f"a/seed_1 has nothing to start from: there is no {weights[0]}"
 
 
 def test_ctrl_c_ends_the_processes(runs: list[StudyRun], monkeypatch: pytest.MonkeyPatch) -> None:

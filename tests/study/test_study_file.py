@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from miti_detr.study.study_file import read_study
 
 ARM = {"config": "detr.yaml"}
+START = {"overrides": {"MODEL.WEIGHTS": "arm://a"}}
 CHOOSE = {"key": "SOLVER.BASE_LR", "values": ["1e-3", 1e-4], "seeds": [100, 101]}
 
 
@@ -41,6 +42,16 @@ def error_of(path: Path) -> str:
         ({"arms": {"a": {**ARM, "overrides": [1]}}}, "arm a: overrides is [1]"),
         ({"arms": {"a": {**ARM, "reference": "b"}}}, "reference is 'b'. It must be another arm: a"),
         ({"arms": {"a": {**ARM, "reference": "a"}}}, "reference is 'a'"),
+        (
+            {"arms": {"a": {**ARM, "metric": "mAP"}}},
+            "arm a: metric is 'mAP'. It must be one of AP,",
+        ),
+        (
+            {"arms": {"a": {**ARM, "overrides": {"W": "arm://b"}}, "b": ARM}},
+            "overrides have arm://b",
+        ),
+        ({"arms": {"a": ARM, "b": {**ARM, "seeds": 9, **START}}}, "before it and has all of its"),
+        ({"arms": {"a": ARM, "b": {**ARM, **START}}, "choose": CHOOSE}, "study without choose"),
         ({"title": 3}, "title is 3. It must be a text"),
         ({"groups": ["a"]}, "groups is ['a']. It must be a mapping"),
         ({"groups": {"All": ["c"]}}, "groups is {'All': ['c']}"),
