@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "evaluation": {"data"},
     "engine": BELOW_ENGINE | {"rank"},
     **dict.fromkeys(BESIDE_CLI, BELOW_CLI),
-    "cli": BELOW_CLI,
+    "finetune": BELOW_CLI,
+    "cli": BELOW_CLI | {"finetune"},
 }
 # Of modeling; they do not import each other. deformable_segmentation joins two of them.
 SYSTEMS = {"pretrain", "deformable", "segmentation"}

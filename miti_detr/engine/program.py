@@ -12,6 +12,7 @@ from miti_detr.checkpoint import MitiDetrCheckpointer
 
 from .cpu import prepare_cpu
 from .setup import log_version, setup_config, setup_run_logger
+from .short_log import shorten_screen_log
 from .trainer import Trainer
 
 
@@ -21,6 +22,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     if cfg.MODEL.DEVICE == "cpu":
         prepare_cpu()
+    if getattr(args, "short_log", False):
+        shorten_screen_log(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     setup_run_logger(cfg.OUTPUT_DIR)
     log_version()

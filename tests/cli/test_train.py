@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from miti_detr.cli.main import build_parser, main
-from miti_detr.cli.train import _config
+from miti_detr.cli.main import main
 from miti_detr.engine import setup_config
+from miti_detr.finetune import preset_config
 from tests.small_shapes import small_shapes
 
 TINY = (
@@ -34,6 +34,9 @@ def test_from_a_folder_to_a_model(
             times[name] = (output / name).stat().st_mtime_ns
         assert "my_shapes_val, bbox (COCO, in percent)" in screen
         assert f"miti-detr predict --weights {output}/model_final.pth" in screen
+        assert "ENC_LAYERS" in (output / "log.txt").read_text()
+        assert not any(word in screen for word in ("ENC_LAYERS", "loss_ce", "copypaste"))
+        assert "total_loss" in screen
         cfg = setup_config(str(output / "train.yaml"))
         assert cfg.MODEL.DETR.NUM_CLASSES == 3
         assert cfg.MODEL.WEIGHTS == "package://efficientnet_lite0"
@@ -93,10 +96,7 @@ def test_few_images_get_more_variants(tmp_path: Path) -> None:
     """4,200 features, of 2 to 16 variants of each image, unless the key says otherwise."""
     with small_shapes(tmp_path) as shapes:
         data = shapes.rename(tmp_path / "few")
-        parser = build_parser()
         for words, expected in (([], 16), (["MODEL.BACKBONE.CACHE_FEATURES", "3"], 3)):
-            args = parser.parse_args(["train", str(data), "--output", str(tmp_path / "run")])
-            args.overrides = words
-            cfg = _config(args, tmp_path / "run")
+            cfg = preset_config(data, tmp_path / "run", overrides=words)
             variants = cfg.MODEL.BACKBONE.CACHE_FEATURES
             assert variants == expected
