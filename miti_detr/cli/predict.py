@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
             settings={"weights": _identity(args.weights), **options},
             advance=bar.update,
         )
-    rate = (len(files) - summary.resumed) / (time.perf_counter() - start)
+    done = summary.done - summary.resumed
+    speed = f", {done / (time.perf_counter() - start):.1f} images/s" if done else ""
     for file, reason in summary.failed[:SHOWN]:
         print(f"miti-detr: skipped {file}: {reason}", file=sys.stderr)
     if len(summary.failed) > SHOWN:
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     resumed = f", {summary.resumed} of them before" if summary.resumed else ""
     print(
         f"{summary.done} of {len(files)} images{resumed}, {summary.detections} detections with "
-        f"score >= {predictor.threshold:g}, {rate:.1f} images/s -> {summary.output}"
+        f"score >= {predictor.threshold:g}{speed} -> {summary.output}"
     )
     if summary.failed:
         return SOME_FAILED if summary.done else 1

@@ -97,7 +97,7 @@ def compose_pairs(pairs: Sequence[tuple[Image.Image, Image.Image, str]], title: 
         RGB picture with white background.
     """
     rows = [pairs[start : start + PAIRS_PER_ROW] for start in range(0, len(pairs), PAIRS_PER_ROW)]
-    heights = [max(left.height for left, _, _ in row) for row in rows]
+    heights = [max(max(pair[0].height, pair[1].height) for pair in row) for row in rows]
     pair_width = 2 * CELL + 3 * GAP
     title_width = round(load_font(15).getlength(title)) + 2 * GAP
     width = max(pair_width * min(len(pairs), PAIRS_PER_ROW), title_width)

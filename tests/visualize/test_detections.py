@@ -87,7 +87,7 @@ def test_an_empty_data_set_is_named(tmp_path: Path, predictor: Predictor) -> Non
 
 def test_pairs_of_odd_shapes_fit(tmp_path: Path) -> None:
     shapes = [(320, 1), (1, 320), (320, 320)]
-    pairs = [(Image.new("RGB", s), Image.new("RGB", s), "caption") for s in shapes]
+    pairs = [(Image.new("RGB", s), Image.new("RGB", s[::-1]), "caption") for s in shapes]
     sheet = compose_pairs(pairs, "title")
     assert sheet.size == (2 * (2 * CELL + 3 * GAP), 2 * CAPTION + 2 * (320 + CAPTION + GAP))
     long = compose_pairs(pairs[:1], "a long title " * 20)

@@ -87,7 +87,9 @@ def check_weights(cfg: CfgNode, *, key: str = "MODEL.WEIGHTS", needed: bool = Fa
         if not found:
             raise FileNotFoundError(f"{key}: {weights} names no file that can be read.")
     elif weights and not PathManager.exists(weights):
-        raise FileNotFoundError(f"{key}: there is no file {weights}.")
+        raise FileNotFoundError(
+            f"{key}: there is no file {weights}. `miti-detr zoo` lists the models of the package."
+        )
 
 
 def check_output_dir(folder: str) -> None:
