@@ -2,15 +2,15 @@
 
 Weights can change in ways that leave no trace in a tensor's address or version: a write through
 ``.data``, or a new tensor at the address of an old one. So a kept value is used only while its
-sources still hold the numbers that it was made from. Small sources are compared with a copy. Large
-ones are compared by their product with a fixed random vector, which reads them once: an eighth of
-the time that it takes to fold or cast them again. A change that the product's rounding hides would
-change the output of the layer by no more than its rounding.
+sources still hold the numbers that it was made from. Small sources are compared with a copy, large
+ones by their products with fixed random numbers, which reads them once. A change that the rounding
+of a product hides would change the output of the layer by about its rounding.
 
-Only float32 sources on a CPU are kept; for others the value is computed each time, and on a GPU the
-comparison would wait for the device.
+Only float32 sources on a CPU are kept; on a GPU the comparison would wait for the device.
 """
 
+import functools
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -21,7 +21,6 @@ from torch import Tensor
 T = TypeVar("T")
 
 _SMALL = 4096  # elements
-_random_vectors: dict[int, Tensor] = {}
 
 
 class _Source(NamedTuple):
@@ -86,21 +85,20 @@ def version(tensor: Tensor) -> int:
 
 
 def _fingerprint(tensor: Tensor, *, copy: bool = True) -> Tensor:
-    """The values of a small tensor, or the products of a large one's rows with random numbers.
+    """The values of a small tensor, or the products of a large one's parts with random numbers.
 
     A NaN in it never equals itself, so that the value is then computed each time.
     """
-    flat = tensor.detach().reshape(len(tensor), -1) if tensor.dim() else tensor.detach()
     if tensor.numel() <= _SMALL:
-        return flat.clone() if copy else flat
+        return tensor.detach().clone() if copy else tensor
+    values = tensor.detach()
     if tensor.dim() == 4 and not tensor.is_contiguous():
-        flat = tensor.detach().permute(0, 2, 3, 1).reshape(len(tensor), -1)
-    return torch.mv(flat, _random_vector(flat.shape[1]))  # unlike matmul, not cast by autocast
+        values = values.permute(0, 2, 3, 1)
+    length = math.gcd(tensor.numel(), _SMALL)  # short rows take up to three times as long
+    rows = values.reshape(-1, length if length >= _SMALL // 4 else tensor.numel() // len(tensor))
+    return torch.mv(rows, _random_vector(rows.shape[1]))  # unlike matmul, not cast by autocast
 
 
+@functools.cache
 def _random_vector(length: int) -> Tensor:
-    vector = _random_vectors.get(length)
-    if vector is None:
-        generator = torch.Generator().manual_seed(length)  # not the global generator
-        vector = _random_vectors[length] = torch.rand(length, generator=generator) + 0.5
-    return vector
+    return torch.randn(length, generator=torch.Generator().manual_seed(length))

@@ -10,6 +10,7 @@ batch norm; one pass on CPUs, in inference and in frozen stages.
 How exact: the order of operations is the same.
 """
 
+import torch
 import torch.nn.functional as F
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class FusedStem(BasicStem):
         """Map images (N, 3, H, W) to (N, C, H/4, W/4)."""
         if _is_hooked(self):
             return super().forward(x)
+        x = x.contiguous(memory_format=torch.channels_last)
         return F.max_pool2d(self.conv1(x, relu=True), kernel_size=3, stride=2, padding=1)
 
 

@@ -56,12 +56,12 @@ def test_copies_are_empty(copied) -> None:
 
 def test_changes_without_a_version_are_noticed() -> None:
     """Small tensors are compared, large ones by a product with random numbers."""
-    for shape in ((3,), (64, 128), (8, 32, 5, 5)):
+    for shape in ((3,), (64, 128), (8, 32, 5, 5), (37, 113), (128, 64, 3, 3), (64,) * 3):
         weight = torch.rand(shape)
         kept: Kept[torch.Tensor] = Kept()
         for _ in range(3):
             assert torch.equal(kept.get(lambda w=weight: w * 2, (weight,)), weight * 2)
-            weight.data.view(-1)[-1] += 1.0
+            weight.data.view(-1)[-1] += 1e-3
         weight.data.copy_(weight.flip(0))
         assert torch.equal(kept.get(lambda w=weight: w * 2, (weight,)), weight * 2)
 
