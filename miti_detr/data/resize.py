@@ -22,8 +22,10 @@ class FastResize(T.ResizeTransform):
         if img.dtype != np.uint8 or img.shape[2:] != (3,) or not is_bilinear:
             resized: np.ndarray = super().apply_image(img, interp)
             return resized
-        image = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))[None]
-        size = self.new_h, self.new_w
+        # Tensors have no negative strides, and torch flips much faster than NumPy copies them.
+        axes = [axis for axis in range(3) if img.strides[axis] < 0]
+        image = torch.from_numpy(np.flip(img, axes)).flip(axes) if axes else torch.from_numpy(img)
+        image, size = image.permute(2, 0, 1)[None], (self.new_h, self.new_w)
         made = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
         return made[0].permute(1, 2, 0).numpy()
 
