@@ -37,8 +37,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "model_zoo.md"
 TABLES = re.compile(r"(?<=<!-- tables, by python -m tools.zoo -->\n).*(?=<!-- end -->)", re.DOTALL)
 LARGEST = 15_000_000  # bytes of all weights together
 TOLERANCE = 0.1  # AP in percent, between the run and its weights in the zoo
-# Keys that do not belong to the recipe of a model.
-_OWN_KEYS = ("OUTPUT_DIR", "OUTPUT_NOTE", "SEED", "MODEL.DEVICE")
+# Keys that do not belong to the recipe of a model. Weights that the run started from have a path of
+# its machine; those of the config stand in the zoo.
+_START_KEYS = ("MODEL.WEIGHTS", "MODEL.DETR.FROZEN_WEIGHTS")
+_OWN_KEYS = ("OUTPUT_DIR", "OUTPUT_NOTE", "SEED", "MODEL.DEVICE", *_START_KEYS)
 _LOG = {
     "commit": r"miti_detr \S+, git commit (\w+)",
     "miti_detr": r"miti_detr (\S+), git commit",
@@ -99,6 +101,8 @@ def add_model(
     content = _config_of(checkpoints[0])
     content["OUTPUT_DIR"] = f"output/{name}"  # of the run it may be a path of this machine
     cfg = CfgNode(content)
+    recipe = flatten(yaml.safe_load(setup_config(get_config_file(config)).dump()))
+    cfg.merge_from_list([word for key in _START_KEYS for word in (key, recipe[key])])
     record = {**checkpoints[0][RECORD_KEY], "config": cfg.dump()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.safetensors")

@@ -128,7 +128,8 @@ def own_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(tmp_path: Path) -> Path:
     """What a training of two iterations leaves; the AP of its random weights is 0."""
     folder = tmp_path / "run"
-    cfg = tiny_config("OUTPUT_DIR", str(folder), "SEED", 7)
+    start = ("MODEL.WEIGHTS", "/a/machine/detr.pth")
+    cfg = tiny_config("OUTPUT_DIR", str(folder), "SEED", 7, *start)
     torch.manual_seed(0)
     model = build_model(cfg)
     MitiDetrCheckpointer(model, str(folder), cfg=cfg).save("model_final", iteration=39)
@@ -162,7 +163,9 @@ def test_a_run_is_added(own_zoo: Path, run: Path, tmp_path: Path) -> None:
     assert (added.iterations, added.minutes, added.commit) == (40, 0.5, "a" * 40)
     assert added.versions["torch"] == "2.4.0"
     record = read_checkpoint(find_zoo_weights("a/b"))[RECORD_KEY]
-    assert parse_config(record["config"], "a/b")["OUTPUT_DIR"] == "output/a/b"
+    config = parse_config(record["config"], "a/b")
+    assert (config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"]) == ("output/a/b", "")
+    assert "MODEL.WEIGHTS" not in added.overrides
 
     zoo.zoo_file("a/b").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="missing or damaged"):
