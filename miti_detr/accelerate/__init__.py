@@ -21,7 +21,7 @@ from . import (
     residual_blocks,
 )
 from .activation_checkpoint import checkpoint_activations
-from .compilation import compile_parts
+from .compilation import compile_parts, uncompiled
 from .cuda_graphs import use_cuda_graphs
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "accelerate",
     "checkpoint_activations",
     "compile_parts",
+    "uncompiled",
     "use_cuda_graphs",
 ]
 

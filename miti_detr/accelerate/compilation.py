@@ -1,4 +1,4 @@
-"""Compilation of parts of a model by ``torch.compile``, which is announced.
+"""Compilation of parts of a model by ``torch.compile``; each is logged with its time.
 
 What it computes: the same numbers by kernels that are generated for the shapes of the first batch,
 and once more, for any size of a dimension, when that dimension changes.
@@ -12,6 +12,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,14 +21,15 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-def compile_parts(model: nn.Module, names: Iterable[str]) -> list[str]:
+def compile_parts(
+    model: nn.Module, names: Iterable[str], *, dynamic: bool | None = None
+) -> list[str]:
     """Let parts of a model run by ``torch.compile``; state-dict keys stay as they are.
-
-    Each compilation, which happens in the step that needs it, is logged with its time.
 
     Args:
         model: changed in place.
         names: of its submodules. Those that it lacks, and lists of modules, are left out.
+        dynamic: compile for any size at once; None: only when a size has changed.
 
     Returns:
         The names of the parts that are compiled.
@@ -35,10 +37,16 @@ def compile_parts(model: nn.Module, names: Iterable[str]) -> list[str]:
     modules = dict(model.named_modules())
     compiled = [n for n in names if n in modules and not isinstance(modules[n], nn.ModuleList)]
     for name in compiled:
-        modules[name].compile()
+        modules[name].compile(dynamic=dynamic)
     _announce_compilations()
     logger.info("compiled when first used, which can take minutes: %s", ", ".join(compiled))
     return compiled
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """While entered, compiled parts run in eager mode, from torch 2.6 on."""
+    set_stance: Any = getattr(torch.compiler, "set_stance", nullcontext)
+    return set_stance("force_eager")
 
 
 def _announce_compilations() -> None:

@@ -104,12 +104,8 @@ class GraphCache:
             )
         self._warned = True
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphCache":
-        """Return an empty one."""
-        return GraphCache(self._record)
-
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        """Pickle as an empty one."""
+        """Copy or pickle as an empty one."""
         return GraphCache, (self._record,)
 
 

@@ -25,10 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Of ResNets (below a feature pyramid, too), of ViT and of Swin.
 BACKBONE_BLOCKS = (CNNBlockBase, Block, SwinTransformerBlock)
-_COMPILED = (
-    *("backbone.body", "transformer", "class_embed", "bbox_embed"),
-    *("criterion.class_loss", "criterion.box_loss"),
-)
+_COMPILED = ("backbone.body", "transformer", "class_embed", "bbox_embed")
+_COMPILED_FOR_ANY_SIZE = ("criterion.class_loss", "criterion.box_loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +91,7 @@ class Execution:
             self._checkpoint_activations(model, (layer, *BACKBONE_BLOCKS))
         if self.compiled:
             compile_parts(model, _COMPILED)
+            compile_parts(model, _COMPILED_FOR_ANY_SIZE, dynamic=True)
         if self.cuda_graphs:
             use_cuda_graphs(model.get_submodule("backbone.body"))
             use_cuda_graphs(model.get_submodule("transformer"))

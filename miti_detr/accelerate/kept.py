@@ -13,7 +13,7 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,12 +61,8 @@ class Kept(Generic[T]):
             self._kept = noted, others, value
             return value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Kept[T]":
-        """Return an empty one."""
-        return Kept()
-
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        """Pickle as an empty one."""
+        """Copy or pickle as an empty one."""
         return Kept, ()
 
 

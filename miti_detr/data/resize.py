@@ -23,7 +23,7 @@ class FastResize(T.ResizeTransform):
             resized: np.ndarray = super().apply_image(img, interp)
             return resized
         # Tensors have no negative strides, and torch flips much faster than NumPy copies them.
-        axes = [axis for axis in range(3) if img.strides[axis] < 0]
+        axes = tuple(axis for axis in range(3) if img.strides[axis] < 0)
         image = torch.from_numpy(np.flip(img, axes)).flip(axes) if axes else torch.from_numpy(img)
         image, size = image.permute(2, 0, 1)[None], (self.new_h, self.new_w)
         made = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)

@@ -16,6 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from miti_detr.accelerate import uncompiled
 from miti_detr.data import build_test_loader, build_train_loader
 from miti_detr.data.kept_features import FeatureStore
 from miti_detr.data.loader import training_records
@@ -186,7 +187,8 @@ class Trainer(ResumableTrainer):
         def evaluate() -> dict[str, Any]:
             """Evaluate the current weights and keep the results."""
             self._trainer.write_record()
-            with contextlib.nullcontext() if self._average is None else self._average.in_model():
+            averaged = self._average.in_model() if self._average else contextlib.nullcontext()
+            with averaged, uncompiled():  # for evaluation, everything would be compiled again
                 self._last_eval_results = self.test(cfg, self.model)
                 if cfg.TEST.AUG.ENABLED and self.iter + 1 >= self.max_iter:
                     self._last_eval_results.update(self.test_with_TTA(cfg, self.model))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miti_detr.accelerate import uncompiled
 from miti_detr.add_residual import known_layers, layer_input
 from miti_detr.layers import DeformableAttention, MultiHeadAttention
 from miti_detr.modeling.deformable import DeformableEncoderLayer, Pyramid
@@ -198,11 +199,10 @@ def eager_evaluation(model: nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        with torch.no_grad(), set_stance("force_eager") if set_stance else contextlib.nullcontext():
+        with torch.no_grad(), uncompiled():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from miti_detr.accelerate import compile_parts
+from miti_detr.accelerate import compile_parts, uncompiled
 from tests.fill import filled
 from tests.helpers import tiny_config, training_input
 
@@ -29,6 +29,8 @@ def test_parts_by_name_and_each_compilation_is_logged(caplog: pytest.LogCaptureF
     keys = list(model.state_dict())
     with caplog.at_level(logging.INFO):
         assert compile_parts(model, ["0", "2", "missing"]) == ["0"]
+        with uncompiled():
+            model[0](torch.ones(2, 3))
         assert "took" not in caplog.text
         for _ in range(2):
             model[0](torch.ones(2, 3))
