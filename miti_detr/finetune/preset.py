@@ -52,8 +52,12 @@ def preset_config(
         share = cfg.SOLVER.MAX_ITER / solver.MAX_ITER
         cfg.SOLVER.STEPS = tuple(max(1, int(step * share)) for step in solver.STEPS)
     images = len(DatasetCatalog.get(sets[0][0]))
-    if preset == "laptop" and "MODEL.BACKBONE.CACHE_FEATURES" not in overrides:
-        cfg.MODEL.BACKBONE.CACHE_FEATURES = min(max(_FEATURES // max(images, 1), _FEWEST), _MOST)
+    if "MODEL.BACKBONE.CACHE_FEATURES" not in overrides:
+        if cfg.MODEL.MASK_ON:  # masks need the images
+            cfg.MODEL.BACKBONE.CACHE_FEATURES = 0
+        elif preset == "laptop":
+            variants = min(max(_FEATURES // max(images, 1), _FEWEST), _MOST)
+            cfg.MODEL.BACKBONE.CACHE_FEATURES = variants
     if "MODEL.DETR.NUM_CLASSES" not in overrides:
         cfg.MODEL.DETR.NUM_CLASSES = len(MetadataCatalog.get(sets[0][0]).thing_classes)
     return cfg

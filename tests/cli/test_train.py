@@ -93,10 +93,14 @@ def test_a_run_that_has_not_begun_takes_other_settings(
 
 
 def test_few_images_get_more_variants(tmp_path: Path) -> None:
-    """4,200 features, of 2 to 16 variants of each image, unless the key says otherwise."""
+    """4,200 features, of 2 to 16 variants of each image, unless the key says otherwise.
+
+    Masks need the images.
+    """
     with small_shapes(tmp_path) as shapes:
         data = shapes.rename(tmp_path / "few")
-        for words, expected in (([], 16), (["MODEL.BACKBONE.CACHE_FEATURES", "3"], 3)):
+        key = "MODEL.BACKBONE.CACHE_FEATURES"
+        for words, expected in (([], 16), ([key, "3"], 3), (["MODEL.MASK_ON", "True"], 0)):
             cfg = preset_config(data, tmp_path / "run", overrides=words)
             variants = cfg.MODEL.BACKBONE.CACHE_FEATURES
             assert variants == expected
