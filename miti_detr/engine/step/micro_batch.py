@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from miti_detr.accelerate import uncompiled
 from miti_detr.data.loader import training_records
 from miti_detr.data.object_masks import objects_of
 from miti_detr.engine.parallel import Batch, unwrapped
@@ -217,7 +218,7 @@ class MemoryProbe:
         modes = [(module, module.training) for module in self._model.modules()]
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.compiler.set_stance("force_eager"),
+            uncompiled(),
         ):
             for module, _ in modes:
                 if isinstance(module, _BatchNorm | SetCriterion):
