@@ -45,7 +45,7 @@ class FusedStem(BasicStem):
         """Map images (N, 3, H, W) to (N, C, H/4, W/4)."""
         if _is_hooked(self):
             return super().forward(x)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)  # no other layout is fused
         return F.max_pool2d(self.conv1(x, relu=True), kernel_size=3, stride=2, padding=1)
 
 

@@ -33,7 +33,8 @@ def shorten_screen_log(output_dir: str) -> None:
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.INFO or not _REPEATING.fullmatch(record.name)
+    repeats = _REPEATING.fullmatch(record.name) or str(record.msg).endswith("in csv format:")
+    return record.levelno > logging.INFO or not repeats
 
 
 class _Short(logging.Formatter):

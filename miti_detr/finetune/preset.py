@@ -11,7 +11,6 @@ from miti_detr.engine import setup_config
 from miti_detr.model_zoo import get_config_file
 from miti_detr.yaml_files import flatten, parse_yaml, read_yaml
 
-PRESETS = ("laptop", "gpu", "quick")
 # Keys that a run may change when it continues
 _SCHEDULE = (
     *("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD"),
@@ -30,7 +29,7 @@ def preset_config(
     Args:
         data: folder, COCO JSON file or ``data.yaml``.
         output: folder of the run; converted labels go to ``output/data``.
-        preset: one of :data:`PRESETS`.
+        preset: name of a file in ``configs/finetune``.
         overrides: alternating config keys and values.
 
     Raises:

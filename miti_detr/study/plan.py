@@ -43,7 +43,7 @@ class Arm:
             of the arm NAME with the same seed.
         seeds: one run each.
         reference: name of the arm it is compared with; None if it is a reference itself.
-        metric: what is compared, of :func:`miti_detr.study.results.metrics_of`.
+        metric: what is compared, of :data:`miti_detr.study.results.ALL_METRICS`.
     """
 
     name: str

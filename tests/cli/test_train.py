@@ -35,7 +35,7 @@ def test_from_a_folder_to_a_model(
         assert "my_shapes_val, bbox (COCO, in percent)" in screen
         assert f"miti-detr predict --weights {output}/model_final.pth" in screen
         assert "ENC_LAYERS" in (output / "log.txt").read_text()
-        assert not any(word in screen for word in ("ENC_LAYERS", "loss_ce", "copypaste"))
+        assert not any(word in screen for word in ("ENC_LAYERS", "loss_ce", "copypaste", "csv"))
         assert "total_loss" in screen
         cfg = setup_config(str(output / "train.yaml"))
         assert cfg.MODEL.DETR.NUM_CLASSES == 3
